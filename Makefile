@@ -1,0 +1,58 @@
+# The modules with Go packages; each has its own go.mod.
+MODULES := . examples bench
+
+# Where tests leave screenshots, and where the demo keeps its data.
+ARTIFACTS := $(CURDIR)/artifacts
+DATA      ?= ./.photoshare
+ADDR      ?= 127.0.0.1:8080
+
+FUZZTIME  ?= 10s
+BENCH     ?= .
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test race lint fuzz bench examples ci
+
+# In every module: $(call each,command). A tool is $(call tool,name): pinned in
+# tools/go.mod, out of every other go.mod.
+each = set -e; for module in $(MODULES); do echo "== $$module: $(1)"; (cd $$module && $(1)); done
+tool = go tool -modfile=$(CURDIR)/tools/go.mod $(1)
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-10s%s\n' "$$target" "$$text"; done
+
+demo: ## start the photo-sharing server with its own PostgreSQL, Redis and memcached
+	@sh tools/setup.sh demo
+	@cd examples && go build -o ../bin/photoshare ./photoshare
+	@exec bin/photoshare up --data $(DATA) --addr $(ADDR)
+
+test: ## all checks and all tests, against real servers that they start themselves
+	@sh tools/setup.sh test
+	@$(MAKE) --no-print-directory lint race
+
+race: ## all tests under the race detector
+	@mkdir -p $(ARTIFACTS)
+	@$(call each,go test -race -shuffle=on -timeout=10m -artifacts -outputdir=$(ARTIFACTS) ./...)
+
+lint: ## format, vet, staticcheck, tidy
+	@$(call each,out=$$($(call tool,gofumpt) -l .) && echo "$$out" && test -z "$$out")
+	@$(call each,go vet ./...)
+	@$(call each,go fix -diff ./...)
+	@$(call each,$(call tool,staticcheck) ./...)
+	@$(call each,go mod tidy -diff)
+
+fuzz: ## every fuzz test for FUZZTIME each
+	@set -e; for module in . examples; do cd $(CURDIR)/$$module; \
+	for file in $$(grep -l '^func Fuzz' -r --include=*_test.go .); do \
+	for name in $$(sed -n 's/^func \(Fuzz[A-Za-z]*\).*/\1/p' $$file); do \
+		echo "== $$(dirname $$file) $$name"; go test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) ./$$(dirname $$file); \
+	done; done; done
+
+bench: ## the packages' benchmarks; BENCH=regexp chooses
+	@sh tools/setup.sh test
+	@$(call each,go test -run='^$$' -bench='$(BENCH)' -benchmem ./...)
+
+examples: ## build the example programs and run every Example in the docs
+	@$(call each,go build ./... && go test -run='^Example' ./...)
+
+ci: ## what CI runs
+	@.ci/run

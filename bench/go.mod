@@ -1,0 +1,3 @@
+module github.com/shardgram/shardgram/bench
+
+go 1.26.0

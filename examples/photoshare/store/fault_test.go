@@ -1,0 +1,238 @@
+package store_test
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/shardgram/shardgram/examples/photoshare/imaging"
+	"github.com/shardgram/shardgram/examples/photoshare/store"
+	"github.com/shardgram/shardgram/idgen"
+)
+
+// eventually waits for what the repair brings about.
+func eventually(t *testing.T, what string, ok func() bool) {
+	require.Eventually(t, ok, 20*time.Second, 20*time.Millisecond, what)
+}
+
+// nothingIsLeft waits until no trace of an upload is left, row or file.
+func (r *rig) nothingIsLeft(t *testing.T) {
+	eventually(t, "the upload is cleared away", func() bool {
+		return r.count(t, "upload") == 0 && len(r.files(t)) == 0
+	})
+	require.Zero(t, r.count(t, "photo"))
+}
+
+func TestBadUploadsStoreNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada := r.signUp(t, "ada")
+	bomb := bytes.Clone(picture())
+	// The frame header has height and width after its marker, length and
+	// precision.
+	frame := bytes.Index(bomb, []byte{0xff, 0xc0})
+	require.Positive(t, frame)
+	copy(bomb[frame+5:], []byte{0xff, 0xff, 0xff, 0xff})
+	for _, test := range []struct {
+		name    string
+		jpeg    []byte
+		caption string
+		want    error
+	}{
+		{"NotAnImage", []byte("<html>hello</html>"), "", imaging.ErrNotJPEG},
+		{"Nothing", nil, "", imaging.ErrNotJPEG},
+		{"Truncated", picture()[:len(picture())/2], "", imaging.ErrDamaged},
+		{"Bomb", bomb, "", imaging.ErrTooManyPixels},
+		{"TooLarge", append(bytes.Clone(picture()), make([]byte, imaging.MaxBytes)...), "", imaging.ErrTooLarge},
+		{"LongCaption", picture(), strings.Repeat("ä", store.MaxCaption+1), nil},
+		{"CaptionWithNUL", picture(), "a\x00b", nil},
+		{"CaptionOfBytes", picture(), "\xff", nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := r.Upload(t.Context(), ada.ID, test.caption, test.jpeg)
+			if test.want != nil {
+				require.ErrorIs(t, err, test.want)
+			} else {
+				invalid, ok := errors.AsType[*store.InvalidError](err)
+				require.True(t, ok, "%v", err)
+				require.Equal(t, "caption", invalid.Field)
+			}
+			require.Zero(t, r.count(t, "upload"))
+			require.Zero(t, r.count(t, "photo"))
+			require.Empty(t, r.files(t))
+		})
+	}
+	_, err := r.Upload(t.Context(), ada.ID, strings.Repeat("ä", store.MaxCaption), picture())
+	require.NoError(t, err)
+}
+
+func TestAFullDiskStoresNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada := r.signUp(t, "ada")
+	for failing := 1; failing <= 3; failing++ {
+		r.blobs.set(func(n int) error {
+			if n == failing {
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+		_, err := r.Upload(t.Context(), ada.ID, "", picture())
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		r.nothingIsLeft(t)
+	}
+	r.blobs.set(nil)
+	r.upload(t, ada, "")
+	require.Len(t, r.files(t), 3)
+}
+
+// TestAnUploadThatDiesIsClearedAway ends the store at each file of an upload, as
+// a killed program does, and opens it anew.
+func TestAnUploadThatDiesIsClearedAway(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada := r.signUp(t, "ada")
+	for dying := 1; dying <= 3; dying++ {
+		died := make(chan struct{})
+		forever := make(chan struct{})
+		r.blobs.set(func(n int) error {
+			if n == dying {
+				close(died)
+				<-forever
+				return errors.New("the program is dead")
+			}
+			return nil
+		})
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_, _ = r.Store.Upload(t.Context(), ada.ID, "", picture())
+		}()
+		<-died
+		require.Len(t, r.files(t), dying-1)
+		r.nothingIsLeft(t) // the repair does not wait for the dead
+		r.blobs.set(nil)
+		close(forever)
+		<-ended
+		r.nothingIsLeft(t)
+	}
+}
+
+// TestASlowUploadThatWasGivenUpStoresNothing lets the repair clear an upload
+// away whose program is only slow: it must notice.
+func TestASlowUploadThatWasGivenUpStoresNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada := r.signUp(t, "ada")
+	r.blobs.set(func(n int) error {
+		if n == 3 {
+			eventually(t, "the repair gives it up", func() bool { return r.count(t, "upload") == 0 })
+		}
+		return nil
+	})
+	_, err := r.Upload(t.Context(), ada.ID, "", picture())
+	require.ErrorContains(t, err, "given up")
+	r.nothingIsLeft(t)
+}
+
+func TestTheFeedIsRightWithoutMemcached(t *testing.T) {
+	t.Parallel()
+	r, bob, want := newFeed(t)
+	require.NoError(t, r.memcache.Kill())
+	require.Equal(t, want, r.home(t, bob, 4))
+	ada, err := r.UserByName(t.Context(), "ada")
+	require.NoError(t, err)
+	p := r.upload(t, ada, "without memcached")
+	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
+	require.NoError(t, r.Like(t.Context(), bob.ID, p.ID))
+	require.NoError(t, r.memcache.Restart(t.Context()))
+	eventually(t, "the like is seen", func() bool {
+		post, err := r.Post(t.Context(), bob.ID, p.ID)
+		return err == nil && post.Likes == 1 && post.Liked
+	})
+}
+
+func TestTheFeedIsRightAfterRedisLostEverything(t *testing.T) {
+	t.Parallel()
+	r, bob, want := newFeed(t)
+	for _, lose := range []func(){
+		func() { require.NoError(t, r.rdb.FlushAll(t.Context()).Err()) },
+		func() {
+			require.NoError(t, r.redis.Kill())
+			require.NoError(t, r.redis.Restart(t.Context()))
+		},
+	} {
+		lose()
+		size, err := r.rdb.DBSize(t.Context()).Result()
+		require.NoError(t, err)
+		require.Zero(t, size, "it is empty")
+		require.Equal(t, want, r.home(t, bob, 4), "rebuilt")
+		require.Equal(t, want, r.home(t, bob, 4), "and kept")
+		size, err = r.rdb.DBSize(t.Context()).Result()
+		require.NoError(t, err)
+		require.Positive(t, size)
+	}
+}
+
+func TestTheFeedIsRightWhileRedisIsGone(t *testing.T) {
+	t.Parallel()
+	r, bob, want := newFeed(t)
+	ada, err := r.UserByName(t.Context(), "ada")
+	require.NoError(t, err)
+	require.NoError(t, r.redis.Kill())
+	require.Equal(t, want, r.home(t, bob, 4))
+
+	// A photo that cannot be pushed now is pushed later.
+	p := r.upload(t, ada, "while Redis is gone")
+	require.Equal(t, 1, r.count(t, "fanout"))
+	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
+	require.NoError(t, r.redis.Restart(t.Context()))
+	eventually(t, "the fan-out is done", func() bool { return r.count(t, "fanout") == 0 })
+	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
+}
+
+// TestAPhotoIsPushedThoughTheProgramDied leaves the note of a fan-out that did
+// not happen, with a feed that is warm.
+func TestAPhotoIsPushedThoughTheProgramDied(t *testing.T) {
+	t.Parallel()
+	r, bob, want := newFeed(t)
+	require.Equal(t, want, r.home(t, bob, 4))
+	ada, err := r.UserByName(t.Context(), "ada")
+	require.NoError(t, err)
+	id := want[0] + 1<<23 // a millisecond later
+	for _, sql := range []string{
+		"insert into photo (id, author_id, caption) select $1, id, '' from account where name = 'ada'",
+		"insert into fanout (photo_id) values ($1)",
+	} {
+		_, err = r.cluster.ID(ada.ID).Exec(t.Context(), sql, id)
+		require.NoError(t, err)
+	}
+	eventually(t, "the photo is on top", func() bool {
+		page, err := r.Home(t.Context(), bob.ID, 0, 1)
+		return err == nil && len(page.Items) == 1 && page.Items[0].ID == id
+	})
+	require.Equal(t, append([]idgen.ID{id}, want...), r.home(t, bob, 4))
+}
+
+// newFeed returns a reader whose feed has ten photos of two authors, and what it
+// must show.
+func newFeed(t *testing.T) (*rig, store.User, []idgen.ID) {
+	r := newRig(t)
+	ada, bob, eve := r.signUp(t, "ada"), r.signUp(t, "bob"), r.signUp(t, "eve")
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	require.NoError(t, r.Follow(t.Context(), bob.ID, eve.ID))
+	var ids []idgen.ID
+	for range 5 {
+		ids = append(ids, r.upload(t, eve, "").ID, r.upload(t, ada, "").ID)
+	}
+	slices.Sort(ids)
+	slices.Reverse(ids)
+	require.Equal(t, ids, r.home(t, bob, 4))
+	return r, bob, ids
+}

@@ -1,0 +1,240 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/shardgram/shardgram/examples/photoshare/blob"
+	"github.com/shardgram/shardgram/examples/photoshare/imaging"
+	"github.com/shardgram/shardgram/idgen"
+)
+
+// MaxCaption is the number of characters a caption may have.
+const MaxCaption = 2200
+
+// Upload stores a photo and puts it into the feeds of the author's followers.
+// Either the row and all files are stored, or none of them, also when the
+// program dies half-way: what is left then is cleared away within minutes of the
+// next start. Errors: those of imaging, *InvalidError for the caption.
+func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpeg []byte) (Photo, error) {
+	if n := utf8.RuneCountInString(caption); n > MaxCaption {
+		return Photo{}, &InvalidError{"caption", fmt.Sprintf("The caption has %d characters. The most is %d.", n, MaxCaption)}
+	}
+	if !utf8.ValidString(caption) || strings.ContainsRune(caption, 0) {
+		return Photo{}, &InvalidError{"caption", "The caption holds characters that cannot be stored."}
+	}
+	images, err := s.images.Square(ctx, bytes.NewReader(jpeg))
+	if err != nil {
+		return Photo{}, err
+	}
+	home := s.shards.ID(author)
+	id, err := s.ids[home.Number()].Next(ctx)
+	if err != nil {
+		return Photo{}, fmt.Errorf("store: upload: %w", err)
+	}
+	p := Photo{ID: id, Author: author, Caption: caption}
+
+	// The row in upload says that there may be files without a photo. It goes
+	// away in the transaction that stores the photo, so exactly one of the
+	// two is there, whenever the program dies.
+	if _, err := home.Exec(ctx, "insert into upload (photo_id) values ($1)", id); err != nil {
+		return Photo{}, fmt.Errorf("store: upload: %w", err)
+	}
+	if err := s.putImages(ctx, id, images); err != nil {
+		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(context.WithoutCancel(ctx), id)))
+	}
+	err = home.InTx(ctx, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, "delete from upload where photo_id = $1", id)
+		if err == nil && tag.RowsAffected() == 0 {
+			err = errors.New("it took too long and was given up")
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "insert into photo (id, author_id, caption) values ($1, $2, $3)", id, author, caption); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, "insert into fanout (photo_id) values ($1)", id)
+		return err
+	})
+	if err != nil {
+		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(context.WithoutCancel(ctx), id)))
+	}
+	if err := s.fanOut(ctx, p); err != nil {
+		s.log.WarnContext(ctx, "fan-out is left to the repair", "photo", id, "err", err)
+	}
+	return p, nil
+}
+
+// abandon removes the files of an upload that came to nothing. It does nothing
+// when the photo was stored after all.
+func (s *Store) abandon(ctx context.Context, id idgen.ID) error {
+	ctx, cancel := context.WithTimeout(ctx, abandonTimeout)
+	defer cancel()
+	// Until the files are gone the row is only locked: if that fails, it is
+	// still there for the next try.
+	return s.shards.ID(id).InTx(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "delete from upload where photo_id = $1", id); err != nil {
+			return err
+		}
+		var stored bool
+		if err := tx.QueryRow(ctx, "select exists (select from photo where id = $1)", id).Scan(&stored); err != nil || stored {
+			return err
+		}
+		var keys []string
+		for _, size := range imaging.Sizes() {
+			keys = append(keys, imageKey(id, size))
+		}
+		return s.blobs.Delete(ctx, keys...)
+	})
+}
+
+func (s *Store) putImages(ctx context.Context, id idgen.ID, images map[imaging.Size][]byte) error {
+	for size, data := range images {
+		if err := s.blobs.Put(ctx, imageKey(id, size), data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// imageKey spreads the files over folders by shard.
+func imageKey(id idgen.ID, size imaging.Size) string {
+	return fmt.Sprintf("%04d/%s_%d.jpg", idgen.Default.Shard(id), id.Short(), size)
+}
+
+// Image returns one size of a photo's image. Errors: ErrNotFound.
+func (s *Store) Image(ctx context.Context, photo idgen.ID, size imaging.Size) (io.ReadSeekCloser, error) {
+	data, err := s.blobs.Get(ctx, imageKey(photo, size))
+	if errors.Is(err, blob.ErrNotFound) {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: image: %w", err)
+	}
+	return struct {
+		io.ReadSeeker
+		io.Closer
+	}{bytes.NewReader(data), io.NopCloser(nil)}, nil
+}
+
+// Post returns one photo. Errors: ErrNotFound.
+func (s *Store) Post(ctx context.Context, viewer, photo idgen.ID) (Post, error) {
+	posts, err := s.posts(ctx, viewer, []idgen.ID{photo})
+	if err != nil {
+		return Post{}, err
+	}
+	if len(posts) == 0 {
+		return Post{}, ErrNotFound
+	}
+	return posts[0], nil
+}
+
+// posts returns the photos of ids, in their order, without those that do not
+// exist.
+func (s *Store) posts(ctx context.Context, viewer idgen.ID, ids []idgen.ID) ([]Post, error) {
+	photos, err := s.photos.GetMulti(ctx, ids)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	var authors []idgen.ID
+	for _, p := range photos {
+		authors = append(authors, p.Author)
+	}
+	users, err := s.users.GetMulti(ctx, authors)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	liked, err := s.likedBy(ctx, viewer, ids)
+	if err != nil {
+		return nil, err
+	}
+	var posts []Post
+	for _, id := range ids {
+		if p, ok := photos[id]; ok {
+			posts = append(posts, Post{Photo: p, Author: users[p.Author], Liked: liked[id]})
+		}
+	}
+	return posts, nil
+}
+
+// Grid returns an author's photos below before; before 0 is the top.
+func (s *Store) Grid(ctx context.Context, author, before idgen.ID, n int) (Page[Photo], error) {
+	if before == 0 {
+		before = idgen.MaxID
+	}
+	rows, err := s.shards.ID(author).Query(ctx, `select id, author_id, caption, likes from photo
+		where author_id = $1 and id < $2 order by id desc limit $3`, author, before, n+1)
+	if err != nil {
+		return Page[Photo]{}, notFound(err)
+	}
+	photos, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Photo])
+	if err != nil {
+		return Page[Photo]{}, fmt.Errorf("store: grid: %w", err)
+	}
+	if len(photos) <= n {
+		return Page[Photo]{Items: photos}, nil
+	}
+	return Page[Photo]{Items: photos[:n], Next: photos[n-1].ID}, nil
+}
+
+// Like notes that viewer likes a photo. Liking twice is liking once. Errors:
+// ErrNotFound.
+func (s *Store) Like(ctx context.Context, viewer, photo idgen.ID) error {
+	return s.setLike(ctx, viewer, photo, `with new as (
+			insert into liked (photo_id, user_id) values ($1, $2) on conflict do nothing returning photo_id)
+		update photo set likes = likes + 1 from new where id = new.photo_id`)
+}
+
+// Unlike takes a like back. Errors: ErrNotFound.
+func (s *Store) Unlike(ctx context.Context, viewer, photo idgen.ID) error {
+	return s.setLike(ctx, viewer, photo, `with gone as (
+			delete from liked where photo_id = $1 and user_id = $2 returning photo_id)
+		update photo set likes = likes - 1 from gone where id = gone.photo_id`)
+}
+
+func (s *Store) setLike(ctx context.Context, viewer, photo idgen.ID, sql string) error {
+	if _, err := s.photos.Get(ctx, photo); err != nil {
+		return notFound(err)
+	}
+	if _, err := s.shards.ID(photo).Exec(ctx, sql, photo, viewer); err != nil {
+		return fmt.Errorf("store: like: %w", err)
+	}
+	if err := s.photos.Invalidate(ctx, photo); err != nil {
+		s.log.WarnContext(ctx, "a cached photo keeps its old count of likes until it expires", "photo", photo, "err", err)
+	}
+	return nil
+}
+
+func (s *Store) likedBy(ctx context.Context, viewer idgen.ID, ids []idgen.ID) (map[idgen.ID]bool, error) {
+	liked := make(map[idgen.ID]bool)
+	if viewer == 0 {
+		return liked, nil
+	}
+	found, err := gather(ctx, s.shards, ids, pgx.RowTo[idgen.ID],
+		"select photo_id from liked where photo_id = any($1) and user_id = $2", viewer)
+	for _, id := range found {
+		liked[id] = true
+	}
+	return liked, err
+}
+
+func (s *Store) loadPhotos(ctx context.Context, ids []idgen.ID) (map[idgen.ID]Photo, error) {
+	rows, err := gather(ctx, s.shards, ids, pgx.RowToStructByPos[Photo],
+		"select id, author_id, caption, likes from photo where id = any($1)")
+	if err != nil {
+		return nil, err
+	}
+	photos := make(map[idgen.ID]Photo, len(rows))
+	for _, p := range rows {
+		photos[p.ID] = p
+	}
+	return photos, nil
+}

@@ -1,0 +1,187 @@
+// Package store keeps photoshare's users, photos, follows and likes.
+//
+// PostgreSQL holds the truth, spread over the shards of package shard. Redis
+// holds the home feeds and the map from photo to author, memcached the users
+// and photos that pages show: all of it can be lost and is made again from
+// PostgreSQL. The image files are in a blob store.
+package store
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/bradfitz/gomemcache/memcache"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/shardgram/shardgram/examples/photoshare/blob"
+	"github.com/shardgram/shardgram/examples/photoshare/imaging"
+	"github.com/shardgram/shardgram/feedcache"
+	"github.com/shardgram/shardgram/feedcache/lookaside"
+	"github.com/shardgram/shardgram/hashkv"
+	"github.com/shardgram/shardgram/idgen"
+	"github.com/shardgram/shardgram/shard"
+)
+
+var (
+	// ErrNotFound is returned for a user or a photo that does not exist.
+	ErrNotFound = errors.New("store: not found")
+
+	// ErrNameTaken is returned by SignUp.
+	ErrNameTaken = errors.New("store: the name is taken")
+
+	// ErrWrongPassword is returned by LogIn for a wrong password and for an
+	// unknown name alike.
+	ErrWrongPassword = errors.New("store: wrong name or password")
+)
+
+// An InvalidError says which field of a form is wrong, and why, in words for
+// the person who filled it in.
+type InvalidError struct{ Field, Reason string }
+
+func (e *InvalidError) Error() string { return e.Field + ": " + e.Reason }
+
+// A User is a person who signed up.
+type User struct {
+	ID   idgen.ID `json:"id"`
+	Name string   `json:"name"`
+}
+
+// A Photo is one uploaded photo.
+type Photo struct {
+	ID      idgen.ID `json:"id"`
+	Author  idgen.ID `json:"author"`
+	Caption string   `json:"caption"`
+	Likes   int      `json:"likes"`
+}
+
+// Time returns when the photo was uploaded.
+func (p Photo) Time() time.Time { return idgen.Default.Time(p.ID) }
+
+// A Post is a photo as a viewer sees it.
+type Post struct {
+	Photo
+	Author User
+	Liked  bool // by the viewer
+}
+
+// A Page is a part of a list, newest first. Next is the cursor of the part
+// below it, 0 at the end.
+type Page[T any] struct {
+	Items []T
+	Next  idgen.ID
+}
+
+// Config is what a store stands on. All servers are required.
+type Config struct {
+	Shards   *shard.Cluster
+	Redis    redis.UniversalClient
+	Memcache *memcache.Client
+	Blobs    blob.Store
+
+	// Log gets what goes wrong without failing a call. Default: slog.Default().
+	Log *slog.Logger
+
+	// RepairEvery is how often the store looks for work that was cut off: an
+	// upload whose program died, a photo that is not in all feeds. Work
+	// younger than that is left alone. Default: 30 s.
+	RepairEvery time.Duration
+}
+
+// A Store is safe for concurrent use. Make it with Open.
+type Store struct {
+	shards *shard.Cluster
+	ids    []*idgen.Generator // by shard
+	feeds  *feedcache.Feeds
+	owners *hashkv.Sparse // photo → author
+	users  *lookaside.Cache[idgen.ID, User]
+	photos *lookaside.Cache[idgen.ID, Photo]
+	blobs  blob.Store
+	images *imaging.Processor
+	hasher hasher
+	log    *slog.Logger
+
+	cancel   context.CancelFunc
+	repairer sync.WaitGroup
+}
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Open migrates the shards, and starts the repair of work that was cut off.
+// One process may have a store open at a time, as it makes the IDs.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.RepairEvery == 0 {
+		cfg.RepairEvery = 30 * time.Second
+	}
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	if err := cfg.Shards.Migrate(ctx, files); err != nil {
+		return nil, fmt.Errorf("store: migrate: %w", err)
+	}
+	s := &Store{
+		shards: cfg.Shards,
+		blobs:  cfg.Blobs,
+		hasher: newHasher(),
+		log:    cfg.Log,
+	}
+	if s.images, err = imaging.New(imaging.Config{}); err != nil {
+		return nil, err
+	}
+	if s.ids, err = generators(ctx, cfg.Shards); err != nil {
+		return nil, err
+	}
+	if s.feeds, err = feedcache.New(cfg.Redis, s.newest, feedcache.Config{}); err != nil {
+		return nil, err
+	}
+	if s.owners, err = hashkv.NewSparse(cfg.Redis, hashkv.SparseConfig{Prefix: "owner"}); err != nil {
+		return nil, err
+	}
+	if s.users, err = lookaside.New(cfg.Memcache, s.loadUsers, lookaside.Config[idgen.ID, User]{Prefix: "user"}); err != nil {
+		return nil, err
+	}
+	if s.photos, err = lookaside.New(cfg.Memcache, s.loadPhotos, lookaside.Config[idgen.ID, Photo]{Prefix: "photo"}); err != nil {
+		return nil, err
+	}
+	ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.repairer.Go(func() { s.repairForever(ctx, cfg.RepairEvery) })
+	return s, nil
+}
+
+// Close stops the repair and waits for it. It leaves the servers' clients to
+// their owner.
+func (s *Store) Close() error {
+	s.cancel()
+	s.repairer.Wait()
+	return nil
+}
+
+// generators makes the IDs of every shard go on above those it has stored, so
+// that a clock that was set back repeats none.
+func generators(ctx context.Context, c *shard.Cluster) ([]*idgen.Generator, error) {
+	all := make([]*idgen.Generator, len(c.Shards()))
+	err := c.Each(ctx, c.Shards(), func(ctx context.Context, sh shard.Shard) error {
+		var last idgen.ID
+		err := sh.QueryRow(ctx, `select greatest(
+			(select max(id) from account), (select max(id) from photo), (select max(photo_id) from upload), 0)`).Scan(&last)
+		if err != nil {
+			return err
+		}
+		all[sh.Number()], err = idgen.New(sh.Number(), idgen.Config{After: last})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("store: IDs: %w", err)
+	}
+	return all, nil
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/shardgram/shardgram/examples/photoshare/web"
+)
+
+// up is the command that runs everything until its context ends.
+type up struct {
+	addr             string
+	ephemeral, empty bool
+}
+
+func (u *up) run(ctx context.Context, dir string, out io.Writer) (err error) {
+	// A busy port is found before anything is started.
+	listener, err := net.Listen("tcp", u.addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s is in use by another program: choose another address with --addr, such as 127.0.0.1:0 for any free port", u.addr)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot listen on %q: %w", u.addr, err)
+	}
+	defer listener.Close()
+
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	cfg := systemConfig{Dir: dir, Log: log, Out: out}
+	if u.ephemeral {
+		cfg.Dir = ""
+		fmt.Fprintln(out, "photoshare starts; what it stores is thrown away at the end")
+	} else {
+		fmt.Fprintln(out, "photoshare starts; data in", dir)
+	}
+	sys, err := startSystem(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sys.Close()) }()
+
+	people, err := sys.store.People(ctx, 0, 1)
+	if err != nil {
+		return err
+	}
+	if len(people) == 0 && !u.empty {
+		if err := seed(ctx, sys.store, out); err != nil {
+			return err
+		}
+	}
+	site, err := web.New(sys.store, sys.rdb, web.Config{Log: log})
+	if err != nil {
+		return err
+	}
+	server := &http.Server{
+		Handler:           site,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       time.Minute, // a photo from a slow phone
+		WriteTimeout:      2 * time.Minute,
+		IdleTimeout:       2 * time.Minute,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	fmt.Fprintf(out, "\nphotoshare is ready: http://%s\n", listener.Addr())
+	if !u.empty {
+		fmt.Fprintf(out, "Log in as %s with the password %q, or sign up. Ctrl-C stops everything.\n", seedNames[0], seedPassword)
+	}
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	fmt.Fprintln(out, "\nphotoshare stops")
+	// Requests under way may end; a hanging one does not keep us.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		return errors.Join(err, server.Close())
+	}
+	return nil
+}

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// asProgram is set in the environment of a test binary that is to be photoshare
+// itself: only a process of its own can be interrupted and killed.
+const asProgram = "PHOTOSHARE_TEST_AS_PROGRAM"
+
+// A program is a photoshare process.
+type program struct {
+	cmd   *exec.Cmd
+	lines chan string
+
+	mu  sync.Mutex
+	out bytes.Buffer
+}
+
+func startProgram(t *testing.T, args ...string) *program {
+	return startProgramWith(t, nil, args...)
+}
+
+// startProgramWith sets variables of the environment, too.
+func startProgramWith(t *testing.T, env []string, args ...string) *program {
+	p := &program{lines: make(chan string, 1000)}
+	p.cmd = exec.Command(os.Args[0], args...)
+	p.cmd.Env = append(append(os.Environ(), asProgram+"=1"), env...)
+	p.cmd.Dir = t.TempDir()
+	stdout, err := p.cmd.StdoutPipe()
+	require.NoError(t, err)
+	p.cmd.Stderr = p.cmd.Stdout
+	require.NoError(t, p.cmd.Start())
+	go func() {
+		defer close(p.lines)
+		for scanner := bufio.NewScanner(stdout); scanner.Scan(); {
+			p.mu.Lock()
+			fmt.Fprintln(&p.out, scanner.Text())
+			p.mu.Unlock()
+			p.lines <- scanner.Text()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+		if t.Failed() {
+			t.Log(p.output())
+		}
+	})
+	return p
+}
+
+func (p *program) output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.out.String()
+}
+
+// ready waits for the line with the site's address.
+func (p *program) ready(t *testing.T) string {
+	timeout := time.After(2 * time.Minute)
+	for {
+		select {
+		case line, ok := <-p.lines:
+			require.True(t, ok, "it ended: %s", p.output())
+			if _, url, found := strings.Cut(line, "photoshare is ready: "); found {
+				return url
+			}
+		case <-timeout:
+			require.FailNow(t, "not ready", p.output())
+		}
+	}
+}
+
+// end waits for the process and returns its exit code.
+func (p *program) end(t *testing.T) int {
+	timeout := time.After(time.Minute)
+	for {
+		select {
+		case _, ok := <-p.lines:
+			if !ok {
+				_ = p.cmd.Wait()
+				return p.cmd.ProcessState.ExitCode()
+			}
+		case <-timeout:
+			require.FailNow(t, "it does not end", p.output())
+		}
+	}
+}
+
+var serverLine = regexp.MustCompile(`ready after .* (127\.0\.0\.1:\d+)`)
+
+// servers returns the addresses of the servers that were started.
+func (p *program) servers() (addrs []string) {
+	for _, match := range serverLine.FindAllStringSubmatch(p.output(), -1) {
+		addrs = append(addrs, match[1])
+	}
+	return addrs
+}
+
+func listens(addr string) bool {
+	conn, err := net.DialTimeout("tcp", addr, time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
+}
+
+// allGone waits until none of the four servers listens any more.
+func (p *program) allGone(t *testing.T) {
+	require.Len(t, p.servers(), 4, p.output())
+	p.noneLeft(t)
+}
+
+func (p *program) noneLeft(t *testing.T) {
+	require.Eventually(t, func() bool {
+		for _, addr := range p.servers() {
+			if listens(addr) {
+				return false
+			}
+		}
+		return true
+	}, 20*time.Second, 20*time.Millisecond, "servers are left behind")
+}
+
+func TestUpKeepsItsDataAndStopsItsServers(t *testing.T) {
+	t.Parallel()
+	data := dataFolder(t)
+	up := startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0")
+	s := &site{url: up.ready(t)}
+	require.Contains(t, up.output(), "20 people with 60 photos")
+	eve := s.visitor(t, seedNames[0])
+	require.Equal(t, "/", eve.post("/login", map[string][]string{"name": {eve.name}, "password": {seedPassword}}).path)
+	before := eve.feed()
+	require.Greater(t, len(before), 1, "the first page is not blank")
+	eve.share(readPhoto(t, "chelsea"), "kept")
+	before = eve.feed()
+
+	busy := startProgram(t, "up", "--data", dataFolder(t), "--addr", strings.TrimPrefix(s.url, "http://"))
+	require.Equal(t, 1, busy.end(t))
+	require.Contains(t, busy.output(), "is in use by another program: choose another address with --addr")
+	second := startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0")
+	require.Equal(t, 1, second.end(t))
+	require.Contains(t, second.output(), fmt.Sprintf("in use by process %d", up.cmd.Process.Pid))
+
+	require.NoError(t, up.cmd.Process.Signal(os.Interrupt))
+	require.Equal(t, 0, up.end(t), "Ctrl-C is a clean end: %s", up.output())
+	up.allGone(t)
+
+	up = startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0")
+	eve.url = up.ready(t)
+	require.NotContains(t, up.output(), "seeding")
+	require.Equal(t, before, eve.feed(), "the same people, photos and session")
+	require.NoError(t, up.cmd.Process.Kill())
+	up.allGone(t) // the kernel and nobody else can have ended them
+
+	up = startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0")
+	eve.url = up.ready(t)
+	require.Equal(t, before, eve.feed(), "also after a kill")
+	require.NoError(t, up.cmd.Process.Signal(syscall.SIGTERM))
+	require.Equal(t, 0, up.end(t))
+	up.allGone(t)
+
+	seeding := startProgram(t, "seed", "--data", data)
+	require.Equal(t, 1, seeding.end(t))
+	require.Contains(t, seeding.output(), "there are people already")
+	require.NoError(t, os.WriteFile(filepath.Join(data, "version"), []byte("2\n"), 0o644))
+	newer := startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0")
+	require.Equal(t, 1, newer.end(t))
+	require.Contains(t, newer.output(), "was made by a newer photoshare")
+}
+
+func TestUpEphemeralThrowsItsDataAway(t *testing.T) {
+	t.Parallel()
+	tmp := dataFolder(t)
+	require.NoError(t, os.Mkdir(tmp, 0o711))
+	env := []string{"TMPDIR=" + tmp}
+	left := func() (names []string) {
+		entries, err := os.ReadDir(tmp)
+		require.NoError(t, err)
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	up := startProgramWith(t, env, "up", "--ephemeral", "--empty", "--addr", "127.0.0.1:0")
+	s := &site{url: up.ready(t)}
+	require.NotContains(t, up.output(), "seeding")
+	s.signUp(t, "ada").share(readPhoto(t, "chelsea"), "soon gone")
+	require.NotEmpty(t, left())
+	require.NoError(t, up.cmd.Process.Kill())
+	up.allGone(t)
+	killed := left()
+	require.NotEmpty(t, killed, "a kill leaves the folder")
+
+	up = startProgramWith(t, env, "up", "--ephemeral", "--empty", "--addr", "127.0.0.1:0")
+	up.ready(t)
+	require.NotSubset(t, left(), killed, "the next start sweeps it")
+	require.NoError(t, up.cmd.Process.Signal(os.Interrupt))
+	require.Equal(t, 0, up.end(t))
+	up.allGone(t)
+	require.Empty(t, left())
+}
+
+// TestUpNamesAServerOfTheWrongVersion finds an old Redis first.
+func TestUpNamesAServerOfTheWrongVersion(t *testing.T) {
+	t.Parallel()
+	bin := dataFolder(t)
+	require.NoError(t, os.Mkdir(bin, 0o755))
+	script := "#!/bin/sh\necho 'Redis server v=2.8.17 sha=00000000:0 malloc=libc bits=64 build=0'\n"
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "redis-server"), []byte(script), 0o755))
+	up := startProgramWith(t, []string{"PATH=" + bin + ":" + os.Getenv("PATH")}, "up", "--ephemeral", "--addr", "127.0.0.1:0")
+	require.Equal(t, 1, up.end(t))
+	require.Contains(t, up.output(), "2.8.17")
+	require.Contains(t, up.output(), filepath.Join(bin, "redis-server"))
+	up.noneLeft(t)
+}
+
+func TestRunRefusesWrongUse(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"dance"}, {"up", "--loud"}, {"up", "now"}, {"seed", "--addr", "x"}} {
+		var out bytes.Buffer
+		require.ErrorIs(t, run(t.Context(), args, &out), errUsage, "%v", args)
+		require.Contains(t, out.String(), "usage:")
+	}
+	var out bytes.Buffer
+	require.NoError(t, run(t.Context(), []string{"up", "-h"}, &out))
+	require.Contains(t, out.String(), "--ephemeral")
+
+	other := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(other, "thesis.txt"), nil, 0o644))
+	err := run(t.Context(), []string{"up", "--data", other, "--addr", "127.0.0.1:0"}, &out)
+	require.ErrorContains(t, err, "is not empty and not a folder of photoshare")
+	err = run(t.Context(), []string{"up", "--addr", "nowhere"}, &out)
+	require.ErrorContains(t, err, `cannot listen on "nowhere"`)
+}
+
+// dataFolder is a folder that the servers' users can enter, which those of
+// t.TempDir are not when the tests run as root.
+func dataFolder(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "photoshare-test-")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	require.NoError(t, os.Chmod(dir, 0o711))
+	return filepath.Join(dir, "data")
+}

@@ -1,0 +1,86 @@
+package localserver
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// dieWithParent makes the kernel kill the child when our thread ends. SIGKILL,
+// because a paused process would keep any other signal for later.
+func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL }
+
+// processes returns the processes whose standard error is the given log file:
+// all those of one server. A PostgreSQL backend is in a session of its own and
+// loses its parent if that is killed, but it keeps this file.
+func processes(log string) []int {
+	want, err := os.Stat(log)
+	if err != nil {
+		return nil
+	}
+	entries, _ := os.ReadDir("/proc")
+	var pids []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		got, err := os.Stat(filepath.Join("/proc", e.Name(), "fd/2"))
+		if err == nil && os.SameFile(want, got) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// stopped reports whether a process is stopped (T) or no longer runs.
+func stopped(pid int) bool {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return true
+	}
+	// "pid (name) state ...": the name may contain anything.
+	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')'):]), " ")
+	return strings.HasPrefix(rest, "T") || strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
+}
+
+// guardScript waits for the end of its input, which comes when we close it or
+// die, and kills what is left of the servers: backends of PostgreSQL that are
+// paused or busy do not notice the death of their parent. It goes round
+// three times because a process may fork while it is being looked for.
+const guardScript = `
+read -r line
+for round in 1 2 3; do
+	for process in /proc/[0-9]*; do
+		for log in "$0"/*/log; do
+			[ "$process/fd/2" -ef "$log" ] && kill -KILL "${process#/proc/}"
+		done
+	done
+done
+exit 0`
+
+type guard struct {
+	cmd   *exec.Cmd
+	input io.Closer
+}
+
+func startGuard(dir string) (io.Closer, error) {
+	g := &guard{cmd: exec.Command("/bin/sh", "-c", guardScript, dir)}
+	g.cmd.Dir = "/"
+	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	input, err := g.cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	g.input = input
+	return g, g.cmd.Start()
+}
+
+func (g *guard) Close() error {
+	g.input.Close()
+	return g.cmd.Wait()
+}

@@ -1,0 +1,23 @@
+//go:build !linux
+
+package localserver
+
+import (
+	"io"
+	"syscall"
+)
+
+// Other systems have neither a signal at the death of a parent nor /proc.
+// There only Close stops the servers, and only by their process group.
+
+func dieWithParent(*syscall.SysProcAttr) {}
+
+func processes(string) []int { return nil }
+
+func stopped(int) bool { return true }
+
+type guard struct{}
+
+func startGuard(string) (io.Closer, error) { return guard{}, nil }
+
+func (guard) Close() error { return nil }
