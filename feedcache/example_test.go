@@ -26,7 +26,7 @@ func Example() {
 		ids = slices.DeleteFunc(ids, func(id int64) bool { return id >= before })
 		return ids[:min(n, len(ids))], nil
 	}
-	feeds, err := feedcache.New(rdb, source, feedcache.Config{Prefix: "example:"})
+	feeds, err := feedcache.New(rdb, source, feedcache.Config{Prefix: "example"})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func ExampleFeeds_Page() {
 		}
 		return ids, nil
 	}
-	feeds, err := feedcache.New(rdb, source, feedcache.Config{Prefix: "example:walk:", Cap: 4})
+	feeds, err := feedcache.New(rdb, source, feedcache.Config{Prefix: "example:walk", Cap: 4})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func ExampleFeeds_Remove() {
 	rdb := redis.NewClient(&redis.Options{Addr: testserver.RedisAddr(), ContextTimeoutEnabled: true})
 	defer rdb.Close()
 	source := func(context.Context, int64, int64, int) ([]int64, error) { return []int64{101}, nil }
-	feeds, err := feedcache.New(rdb, source, feedcache.Config{Prefix: "example:remove:"})
+	feeds, err := feedcache.New(rdb, source, feedcache.Config{Prefix: "example:remove"})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -140,7 +140,8 @@ type Source func(ctx context.Context, owner, before int64, n int) ([]int64, erro
 
 // Config says how feeds are kept. The zero Config works.
 type Config struct {
-	// Prefix starts every key; the owner in decimal follows. Default: "feed:".
+	// Prefix begins every key, before a colon and the owner in decimal. Feeds of
+	// different kinds need different prefixes. Default: "feed".
 	Prefix string
 
 	// Cap is the number of IDs a feed keeps after a compaction, 1 to 100,000.
@@ -168,7 +169,7 @@ type Feeds struct {
 // New returns the feeds that rdb holds and src can rebuild. It does not dial.
 func New(rdb redis.UniversalClient, src Source, cfg Config) (*Feeds, error) {
 	if cfg.Prefix == "" {
-		cfg.Prefix = "feed:"
+		cfg.Prefix = "feed"
 	}
 	if cfg.Cap == 0 {
 		cfg.Cap = 800
@@ -347,7 +348,7 @@ func (f *Feeds) read(ctx context.Context, owner, before int64, n int) ([]int64, 
 }
 
 func (f *Feeds) key(owner int64) string {
-	return f.cfg.Prefix + strconv.FormatInt(owner, 10)
+	return f.cfg.Prefix + ":" + strconv.FormatInt(owner, 10)
 }
 
 // valid reports whether an owner or ID is in range. The largest int64 is kept

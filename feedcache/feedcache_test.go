@@ -254,7 +254,7 @@ func TestPageRefusesASourceThatBreaksItsPromise(t *testing.T) {
 			t.Parallel()
 			rdb, prefix := rdb, name+":"
 			src := func(context.Context, int64, int64, int) ([]int64, error) { return ids, nil }
-			feeds := open(t, rdb, src, feedcache.Config{Prefix: prefix, Cap: 3})
+			feeds := open(t, rdb, src, feedcache.Config{Prefix: name, Cap: 3})
 			_, err := feeds.Page(t.Context(), 1, 0, 3)
 			require.ErrorContains(t, err, "feedcache: page "+prefix+"1: source returned")
 			require.Zero(t, rdb.Exists(t.Context(), prefix+"1").Val(), "the lease is given back")

@@ -121,7 +121,10 @@ func startSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 		return nil, err
 	}
 	// Redis is on this machine: it answers at once or not at all.
-	s.rdb = redis.NewClient(&redis.Options{Addr: s.redis.Addr(), DialerRetries: 1, DialTimeout: time.Second, ReadTimeout: time.Second})
+	s.rdb = redis.NewClient(&redis.Options{
+		Addr: s.redis.Addr(), DialTimeout: time.Second, ReadTimeout: time.Second,
+		DialerRetries: 1, MaxRetries: 1, ContextTimeoutEnabled: true,
+	})
 	mc := memcache.New(s.memcached.Addr())
 	mc.Timeout = 200 * time.Millisecond
 	mc.MaxIdleConns = 32

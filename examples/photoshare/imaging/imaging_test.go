@@ -22,12 +22,12 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/shardgram/shardgram/examples/photoshare/imaging"
+	"github.com/shardgram/shardgram/internal/testserver"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testserver.Main(m) }
 
 func TestSquareOfRealPhotographs(t *testing.T) {
 	t.Parallel()
@@ -46,9 +46,9 @@ func TestSquareOfRealPhotographs(t *testing.T) {
 				require.Equal(t, image.Rect(0, 0, int(size), int(size)), decode(t, photo[size]).Bounds())
 				require.Less(t, len(photo[size]), 100_000)
 			}
-			// The brick wall, all noise, loses the most: 28 dB would remain after quality 85 alone.
+			// Quality 85 alone leaves 31.3 dB of the astronaut, who loses most.
 			got := decode(t, photo[imaging.Thumb])
-			require.Greater(t, psnr(direct(decode(t, data), imaging.Thumb), got), 28.0)
+			require.Greater(t, psnr(direct(decode(t, data), imaging.Thumb), got), 31.0)
 		})
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"unicode/utf8"
 
@@ -110,8 +109,8 @@ func imageKey(id idgen.ID, size imaging.Size) string {
 	return fmt.Sprintf("%04d/%s_%d.jpg", idgen.Default.Shard(id), id.Short(), size)
 }
 
-// Image returns one size of a photo's image. Errors: ErrNotFound.
-func (s *Store) Image(ctx context.Context, photo idgen.ID, size imaging.Size) (io.ReadSeekCloser, error) {
+// Image returns one size of a photo's image, a JPEG. Errors: ErrNotFound.
+func (s *Store) Image(ctx context.Context, photo idgen.ID, size imaging.Size) ([]byte, error) {
 	data, err := s.blobs.Get(ctx, imageKey(photo, size))
 	if errors.Is(err, blob.ErrNotFound) {
 		return nil, ErrNotFound
@@ -119,10 +118,7 @@ func (s *Store) Image(ctx context.Context, photo idgen.ID, size imaging.Size) (i
 	if err != nil {
 		return nil, fmt.Errorf("store: image: %w", err)
 	}
-	return struct {
-		io.ReadSeeker
-		io.Closer
-	}{bytes.NewReader(data), io.NopCloser(nil)}, nil
+	return data, nil
 }
 
 // Post returns one photo. Errors: ErrNotFound.
