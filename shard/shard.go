@@ -52,9 +52,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/shardgram/shardgram/idgen"
 )
@@ -206,36 +206,37 @@ func (c *Cluster) Group(ids ...idgen.ID) map[Shard][]idgen.ID {
 	return groups
 }
 
-// Each calls fn for every shard of a list, all nodes at once and a few shards
-// per node at a time. A shard that fails does not stop the others: Each waits
-// for all and returns the errors joined, each an [Error]. When ctx ends, no
-// further shard is begun.
+// Each calls fn for every shard of a list, on all nodes at once and on a few
+// shards of a node at a time. A shard that fails does not stop the others: Each
+// waits for all and returns the errors joined, each an [Error]. When ctx ends,
+// no further shard is begun.
 func (c *Cluster) Each(ctx context.Context, shards []Shard, fn func(context.Context, Shard) error) error {
-	groups := make(map[*node]*errgroup.Group)
 	errs := make([]error, len(shards))
+	queues := make(map[*node][]int) // places in shards
 	for i, s := range shards {
-		node, err := s.node()
+		n, err := s.node()
 		if err != nil {
 			errs[i] = err
 			continue
 		}
-		group := groups[node]
-		if group == nil {
-			group = new(errgroup.Group)
-			group.SetLimit(c.cfg.PerNode)
-			groups[node] = group
+		queues[n] = append(queues[n], i)
+	}
+	var workers sync.WaitGroup
+	for _, queue := range queues {
+		var next atomic.Int64
+		for range min(c.cfg.PerNode, len(queue)) {
+			workers.Go(func() {
+				for n := next.Add(1); n <= int64(len(queue)); n = next.Add(1) {
+					i := queue[n-1]
+					err := ctx.Err()
+					if err == nil {
+						err = fn(ctx, shards[i])
+					}
+					errs[i] = shards[i].wrap(err)
+				}
+			})
 		}
-		group.Go(func() error {
-			err := ctx.Err()
-			if err == nil {
-				err = fn(ctx, s)
-			}
-			errs[i] = s.wrap(err)
-			return nil
-		})
 	}
-	for _, group := range groups {
-		_ = group.Wait() // errors are in errs
-	}
+	workers.Wait()
 	return errors.Join(errs...)
 }

@@ -74,6 +74,9 @@ func startSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
+	if err := localserver.Available(localserver.KindPostgres, localserver.KindRedis, localserver.KindMemcached); err != nil {
+		return nil, err
+	}
 	var serverDir string
 	if cfg.Dir != "" {
 		if err := checkVersion(cfg.Dir); err != nil {

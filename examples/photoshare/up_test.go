@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -102,6 +103,12 @@ func (p *program) end(t *testing.T) int {
 	}
 }
 
+// kill ends the process with SIGKILL.
+func (p *program) kill(t *testing.T) {
+	require.NoError(t, p.cmd.Process.Kill())
+	require.Equal(t, -1, p.end(t))
+}
+
 var serverLine = regexp.MustCompile(`ready after .* (127\.0\.0\.1:\d+)`)
 
 // servers returns the addresses of the servers that were started.
@@ -128,12 +135,7 @@ func (p *program) allGone(t *testing.T) {
 
 func (p *program) noneLeft(t *testing.T) {
 	require.Eventually(t, func() bool {
-		for _, addr := range p.servers() {
-			if listens(addr) {
-				return false
-			}
-		}
-		return true
+		return !slices.ContainsFunc(p.servers(), listens)
 	}, 20*time.Second, 20*time.Millisecond, "servers are left behind")
 }
 
@@ -165,7 +167,7 @@ func TestUpKeepsItsDataAndStopsItsServers(t *testing.T) {
 	eve.url = up.ready(t)
 	require.NotContains(t, up.output(), "seeding")
 	require.Equal(t, before, eve.feed(), "the same people, photos and session")
-	require.NoError(t, up.cmd.Process.Kill())
+	up.kill(t)
 	up.allGone(t) // the kernel and nobody else can have ended them
 
 	up = startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0")
@@ -202,7 +204,7 @@ func TestUpEphemeralThrowsItsDataAway(t *testing.T) {
 	require.NotContains(t, up.output(), "seeding")
 	s.signUp(t, "ada").share(readPhoto(t, "chelsea"), "soon gone")
 	require.NotEmpty(t, left())
-	require.NoError(t, up.cmd.Process.Kill())
+	up.kill(t)
 	up.allGone(t)
 	killed := left()
 	require.NotEmpty(t, killed, "a kill leaves the folder")
@@ -216,18 +218,19 @@ func TestUpEphemeralThrowsItsDataAway(t *testing.T) {
 	require.Empty(t, left())
 }
 
-// TestUpNamesAServerOfTheWrongVersion finds an old Redis first.
-func TestUpNamesAServerOfTheWrongVersion(t *testing.T) {
+// TestUpNamesTheServersItCannotUse has an old Redis and no memcached on PATH.
+func TestUpNamesTheServersItCannotUse(t *testing.T) {
 	t.Parallel()
 	bin := dataFolder(t)
 	require.NoError(t, os.Mkdir(bin, 0o755))
 	script := "#!/bin/sh\necho 'Redis server v=2.8.17 sha=00000000:0 malloc=libc bits=64 build=0'\n"
 	require.NoError(t, os.WriteFile(filepath.Join(bin, "redis-server"), []byte(script), 0o755))
-	up := startProgramWith(t, []string{"PATH=" + bin + ":" + os.Getenv("PATH")}, "up", "--ephemeral", "--addr", "127.0.0.1:0")
+	up := startProgramWith(t, []string{"PATH=" + bin}, "up", "--ephemeral", "--addr", "127.0.0.1:0")
 	require.Equal(t, 1, up.end(t))
-	require.Contains(t, up.output(), "2.8.17")
 	require.Contains(t, up.output(), filepath.Join(bin, "redis-server"))
-	up.noneLeft(t)
+	require.Contains(t, up.output(), "2.8")
+	require.Contains(t, up.output(), "memcached is not installed")
+	require.Empty(t, up.servers())
 }
 
 func TestRunRefusesWrongUse(t *testing.T) {

@@ -148,14 +148,12 @@ func TestPauseReachesBackends(t *testing.T) {
 func TestStopKillsWhatDoesNotListen(t *testing.T) {
 	t.Parallel()
 	h := testserver.Host(t)
-	r, err := h.Redis(t.Context(), "cache", localserver.RedisConfig{
-		Settings: map[string]string{"enable-debug-command": "yes"},
-	})
+	r, err := h.Redis(t.Context(), "cache", localserver.RedisConfig{})
 	require.NoError(t, err)
 	client := redis.NewClient(&redis.Options{Addr: r.Addr(), MaxRetries: -1, ReadTimeout: -1})
 	defer client.Close()
-	asleep := make(chan error)
-	go func() { asleep <- client.Do(context.Background(), "debug", "sleep", "60").Err() }()
+	busy := make(chan error)
+	go func() { busy <- client.Eval(context.Background(), "while true do end", nil).Err() }()
 	eventually(t, func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
@@ -167,7 +165,7 @@ func TestStopKillsWhatDoesNotListen(t *testing.T) {
 	begin := time.Now()
 	require.NoError(t, r.Stop(ctx))
 	require.Less(t, time.Since(begin), 4*time.Second, "the context ends the grace early")
-	require.Error(t, <-asleep)
+	require.Error(t, <-busy)
 	require.Empty(t, processesIn(t, h.Dir()))
 }
 
@@ -255,13 +253,22 @@ func TestSentinelFailover(t *testing.T) {
 	replica, err := h.Redis(t.Context(), "copy", localserver.RedisConfig{ReplicaOf: primary})
 	require.NoError(t, err)
 	var addrs []string
-	for _, name := range []string{"watch-1", "watch-2", "watch-3"} {
+	for i, name := range []string{"watch-1", "watch-2", "watch-3"} {
 		s, err := h.Sentinel(t.Context(), name, localserver.SentinelConfig{
 			Primary: primary, Master: "feeds", Quorum: 2, DownAfter: 500 * time.Millisecond,
 		})
 		require.NoError(t, err)
 		require.Equal(t, "feeds", s.Master())
 		addrs = append(addrs, s.Addr())
+
+		asked := redis.NewSentinelClient(&redis.Options{Addr: s.Addr()})
+		view, err := asked.Master(t.Context(), "feeds").Result()
+		require.NoError(t, err)
+		require.NoError(t, asked.Close())
+		require.Equal(t, "1", view["num-slaves"])
+		require.Equal(t, strconv.Itoa(i), view["num-other-sentinels"])
+		require.Equal(t, "2", view["quorum"])
+		require.Equal(t, "500", view["down-after-milliseconds"])
 	}
 	client := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "feeds", SentinelAddrs: addrs})
 	defer client.Close()

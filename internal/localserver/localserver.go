@@ -100,7 +100,6 @@ type Host struct {
 	guard     io.Closer
 	freePort  func() (int, error)
 
-	starts sync.WaitGroup // starts in progress
 	closed sync.Once
 	err    error // of Close
 
@@ -159,7 +158,6 @@ func (h *Host) Close() error {
 		h.mu.Lock()
 		h.closing = true
 		h.mu.Unlock()
-		h.starts.Wait()
 
 		var errs []error
 		for _, s := range slices.Backward(h.Servers()) {
@@ -186,8 +184,6 @@ func (h *Host) add(ctx context.Context, s *Server, kind Kind, name string, setUp
 	if err := h.enter(s, kind, name); err != nil {
 		return fmt.Errorf("localserver: start %s %s: %w", kind, name, err)
 	}
-	defer h.starts.Done()
-	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.makeFolder()
 	if err == nil {
@@ -207,7 +203,8 @@ func (h *Host) add(ctx context.Context, s *Server, kind Kind, name string, setUp
 	return nil
 }
 
-// enter takes the name, so that two starts cannot share a folder.
+// enter takes the name, so that two starts cannot share a folder, and locks
+// the server, so that Close waits for the start.
 func (h *Host) enter(s *Server, kind Kind, name string) error {
 	if !validName.MatchString(name) {
 		return errors.New("a name is 1 to 40 of a-z, 0-9, _ and -, and does not begin with _ or -")
@@ -228,8 +225,8 @@ func (h *Host) enter(s *Server, kind Kind, name string) error {
 	}
 	s.host, s.kind, s.name, s.binary = h, kind, name, binary
 	s.dir = filepath.Join(h.dir, name)
+	s.mu.Lock()
 	h.servers = append(h.servers, s)
-	h.starts.Add(1)
 	return nil
 }
 

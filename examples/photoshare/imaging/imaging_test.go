@@ -179,6 +179,17 @@ func TestOrientation(t *testing.T) {
 	}
 }
 
+func TestTruncatedEXIFIsRead(t *testing.T) {
+	t.Parallel()
+	for _, order := range []binary.AppendByteOrder{binary.LittleEndian, binary.BigEndian} {
+		app1 := exif(order, 6)[4:]
+		for n := range app1 {
+			got, _ := imaging.Orientation(app1[:n:n])
+			require.Contains(t, []int{1, 6}, got, "%d bytes", n)
+		}
+	}
+}
+
 func TestCentreIsCutOut(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ width, height int }{{192, 64}, {64, 192}} {
