@@ -12,9 +12,9 @@ BENCH     ?= .
 .DEFAULT_GOAL := help
 .PHONY: help demo test race lint fuzz bench examples ci
 
-# In every module: $(call each,command). A tool is $(call tool,name): pinned in
-# tools/go.mod, out of every other go.mod.
-each = set -e; for module in $(MODULES); do echo "== $$module: $(1)"; (cd $$module && $(1)); done
+# $(call each,what,command) runs a command in every module. A tool is $(call
+# tool,name): pinned in tools/go.mod, out of every other go.mod.
+each = set -e; for module in $(MODULES); do echo "== $(1) in $$module"; (cd $$module && $(2)); done
 tool = go tool -modfile=$(CURDIR)/tools/go.mod $(1)
 
 help: ## this list
@@ -30,15 +30,16 @@ test: ## all checks and all tests, against real servers that they start themselv
 	@$(MAKE) --no-print-directory lint race
 
 race: ## all tests under the race detector
-	@mkdir -p $(ARTIFACTS)
-	@$(call each,go test -race -shuffle=on -timeout=10m -artifacts -outputdir=$(ARTIFACTS) ./...)
+	@rm -rf $(ARTIFACTS) && mkdir -p $(ARTIFACTS)
+	@$(call each,tests,go test -race -shuffle=on -timeout=10m -artifacts -outputdir=$(ARTIFACTS) ./...)
+	@echo "screenshots are in $(ARTIFACTS)"
 
 lint: ## format, vet, staticcheck, tidy
-	@$(call each,out=$$($(call tool,gofumpt) -l .) && echo "$$out" && test -z "$$out")
-	@$(call each,go vet ./...)
-	@$(call each,go fix -diff ./...)
-	@$(call each,$(call tool,staticcheck) ./...)
-	@$(call each,go mod tidy -diff)
+	@$(call each,gofumpt,out=$$($(call tool,gofumpt) -l .) && echo -n "$$out" && test -z "$$out")
+	@$(call each,vet,go vet ./...)
+	@$(call each,fix,go fix -diff ./...)
+	@$(call each,staticcheck,$(call tool,staticcheck) ./...)
+	@$(call each,tidy,go mod tidy -diff)
 
 fuzz: ## every fuzz test for FUZZTIME each
 	@set -e; for module in . examples; do cd $(CURDIR)/$$module; \
@@ -49,10 +50,10 @@ fuzz: ## every fuzz test for FUZZTIME each
 
 bench: ## the packages' benchmarks; BENCH=regexp chooses
 	@sh tools/setup.sh test
-	@$(call each,go test -run='^$$' -bench='$(BENCH)' -benchmem ./...)
+	@$(call each,benchmarks,go test -run='^$$' -bench='$(BENCH)' -benchmem ./...)
 
 examples: ## build the example programs and run every Example in the docs
-	@$(call each,go build ./... && go test -run='^Example' ./...)
+	@$(call each,examples,go build ./... && go test -run='^Example' ./...)
 
 ci: ## what CI runs
 	@.ci/run

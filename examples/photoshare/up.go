@@ -12,8 +12,18 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/shardgram/shardgram/examples/photoshare/web"
 )
+
+// redisLog gets what go-redis would print by itself. The calls that failed say
+// the same.
+type redisLog struct{ *slog.Logger }
+
+func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
+	l.DebugContext(ctx, fmt.Sprintf(format, args...))
+}
 
 // up is the command that runs everything until its context ends.
 type up struct {
@@ -33,6 +43,7 @@ func (u *up) run(ctx context.Context, dir string, out io.Writer) (err error) {
 	defer listener.Close()
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	redis.SetLogger(redisLog{log})
 	cfg := systemConfig{Dir: dir, Log: log, Out: out}
 	if u.ephemeral {
 		cfg.Dir = ""

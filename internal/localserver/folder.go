@@ -23,6 +23,9 @@ type InUseError struct {
 }
 
 func (e *InUseError) Error() string {
+	if e.PID == 0 {
+		return e.Dir + " is in use by another process"
+	}
 	return fmt.Sprintf("%s is in use by process %d", e.Dir, e.PID)
 }
 

@@ -37,15 +37,28 @@ func processes(log string) []int {
 	return pids
 }
 
-// stopped reports whether a process is stopped (T) or no longer runs.
-func stopped(pid int) bool {
+// stopped reports whether a process is stopped or gone.
+func stopped(pid int) bool { return state(pid) == 'T' || gone(pid) }
+
+// gone reports whether a process has ended. Where nobody collects it, its
+// number stays as that of a zombie (Z).
+func gone(pid int) bool {
+	s := state(pid)
+	return s == 0 || s == 'Z' || s == 'X'
+}
+
+// state returns the letter that /proc shows for a process, or 0 if none.
+func state(pid int) byte {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
-		return true
+		return 0
 	}
 	// "pid (name) state ...": the name may contain anything.
-	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')'):]), " ")
-	return strings.HasPrefix(rest, "T") || strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X")
+	end := strings.LastIndex(string(stat), ") ")
+	if end < 0 || end+2 >= len(stat) {
+		return 0
+	}
+	return stat[end+2]
 }
 
 // guardScript waits for the end of its input, which comes when we close it or

@@ -16,6 +16,8 @@ func processes(string) []int { return nil }
 
 func stopped(int) bool { return true }
 
+func gone(int) bool { return true }
+
 type guard struct{}
 
 func startGuard(string) (io.Closer, error) { return guard{}, nil }

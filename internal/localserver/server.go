@@ -53,9 +53,9 @@ type Server struct {
 
 // A process is one life of a server.
 type process struct {
-	pid  int
-	done chan struct{} // closed at the end
-	err  error         // valid then: why it ended
+	pid   int
+	done  chan struct{}    // closed at the end
+	state *os.ProcessState // valid then: how it ended
 }
 
 // Kind returns what the server is.
@@ -120,7 +120,7 @@ func (s *Server) makeFolder() error {
 	}
 	// A server of ours that outlived both us and the guard would fight with
 	// the new one for the folder.
-	if err := s.killAll(); err != nil {
+	if err := s.killAll(nil); err != nil {
 		return err
 	}
 	return s.account.own(s.dir)
@@ -152,9 +152,8 @@ func (s *Server) spawn(binary string, args ...string) (*process, error) {
 	p := &process{pid: cmd.Process.Pid, done: make(chan struct{})}
 	go func() {
 		defer close(p.done)
-		if p.err = cmd.Wait(); p.err == nil {
-			p.err = errors.New("exit status 0")
-		}
+		cmd.Wait() // an error only repeats the state
+		p.state = cmd.ProcessState
 	}()
 	return p, nil
 }
@@ -175,8 +174,8 @@ func (s *Server) runTool(ctx context.Context, binary string, args ...string) err
 		<-p.done
 		return fmt.Errorf("%s: %w", filepath.Base(binary), ctx.Err())
 	}
-	if p.err.Error() != "exit status 0" {
-		return fmt.Errorf("%s: %w\n%s", filepath.Base(binary), p.err, s.logSince(offset))
+	if !p.state.Success() {
+		return fmt.Errorf("%s: %s\n%s", filepath.Base(binary), p.state, s.logSince(offset))
 	}
 	return nil
 }
@@ -197,19 +196,14 @@ var errPortInUse = errors.New("port is in use")
 func (s *Server) startLocked(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	begin := time.Now()
-	err := errPortInUse
 	if s.Port() != 0 {
-		err = s.tryStart(ctx)
-	} else {
-		for try := 0; try < portTries && errors.Is(err, errPortInUse); try++ {
-			if err = s.choosePort(); err == nil {
-				err = s.tryStart(ctx)
-			}
-		}
+		return s.tryStart(ctx)
 	}
-	if err == nil && s.host.cfg.Ready != nil {
-		s.host.cfg.Ready(s, time.Since(begin))
+	err := errPortInUse
+	for try := 0; try < portTries && errors.Is(err, errPortInUse); try++ {
+		if err = s.choosePort(); err == nil {
+			err = s.tryStart(ctx)
+		}
 	}
 	return err
 }
@@ -245,9 +239,9 @@ func (s *Server) tryStart(ctx context.Context) error {
 			if strings.Contains(log, portInUse) {
 				return fmt.Errorf("%w: %s", errPortInUse, s.Addr())
 			}
-			return fmt.Errorf("ended before it was ready: %w\n%s", p.err, log)
+			return fmt.Errorf("ended before it was ready: %s\n%s", p.state, log)
 		case <-ctx.Done():
-			err := fmt.Errorf("not ready: %w (last try: %w)\n%s", ctx.Err(), err, s.logSince(offset))
+			err = fmt.Errorf("not ready: %w\n%s", errors.Join(ctx.Err(), err), s.logSince(offset))
 			return errors.Join(err, s.killLocked())
 		default:
 		}
@@ -258,7 +252,7 @@ func (s *Server) tryStart(ctx context.Context) error {
 	}
 }
 
-// await tries until it succeeds.
+// await tries until it succeeds, as long as the server runs.
 func (s *Server) await(ctx context.Context, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
@@ -267,8 +261,8 @@ func (s *Server) await(ctx context.Context, try func(context.Context) error) err
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil {
-			return fmt.Errorf("%w (last try: %w)\n%s", ctx.Err(), err, s.Log())
+		if ctx.Err() != nil || s.process.ended() {
+			return fmt.Errorf("%w\n%s", errors.Join(ctx.Err(), err), s.Log())
 		}
 		wait(ctx, s.process.done)
 	}
@@ -297,161 +291,6 @@ func wait(ctx context.Context, done <-chan struct{}) {
 	case <-t.C:
 	case <-done:
 	case <-ctx.Done():
-	}
-}
-
-// Stop asks the server to end in good order and waits until it has. After
-// five seconds, or when ctx ends, it is killed instead. Stopping a server that
-// does not run is not an error.
-func (s *Server) Stop(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.stopLocked(ctx); err != nil {
-		return fmt.Errorf("localserver: stop %s %s: %w", s.kind, s.name, err)
-	}
-	return nil
-}
-
-func (s *Server) stopLocked(ctx context.Context) error {
-	p := s.process
-	if p == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, grace)
-	defer cancel()
-	if !p.ended() {
-		syscall.Kill(p.pid, programs[s.kind].stop)
-		s.signalAll(syscall.SIGCONT) // a paused server reads the signal only now
-		s.nudge()
-	}
-	select {
-	case <-p.done:
-	case <-ctx.Done():
-	}
-	return s.killLocked()
-}
-
-// nudge wakes memcached, which looks for a signal once a second unless
-// something happens.
-func (s *Server) nudge() {
-	if s.kind != KindMemcached {
-		return
-	}
-	if c, err := net.DialTimeout("tcp", s.Addr(), pingTimeout); err == nil {
-		c.Close()
-	}
-}
-
-// Kill ends every process of the server with SIGKILL and waits until they are
-// gone. Killing a server that does not run is not an error.
-func (s *Server) Kill() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.killLocked(); err != nil {
-		return fmt.Errorf("localserver: kill %s %s: %w", s.kind, s.name, err)
-	}
-	return nil
-}
-
-func (s *Server) killLocked() error {
-	p := s.process
-	if p == nil {
-		return nil
-	}
-	if !p.ended() {
-		syscall.Kill(-p.pid, syscall.SIGKILL)
-		<-p.done // SIGKILL cannot be ignored
-	}
-	return s.killAll()
-}
-
-// killAll kills the processes that are left until there are none.
-func (s *Server) killAll() error {
-	for deadline := time.Now().Add(grace); ; time.Sleep(poll) {
-		pids := processes(s.logPath())
-		if len(pids) == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("processes %v do not end", pids)
-		}
-		for _, pid := range pids {
-			syscall.Kill(pid, syscall.SIGKILL)
-		}
-	}
-}
-
-// Pause stops every process of the server where it stands (SIGSTOP). Its
-// connections stay open and silent, as those of a machine that hangs.
-func (s *Server) Pause() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.process == nil || s.process.ended() {
-		return fmt.Errorf("localserver: pause %s %s: it does not run", s.kind, s.name)
-	}
-	// Until all are seen to be stopped: the first round may have missed a
-	// process that was being forked.
-	for deadline := time.Now().Add(grace); ; time.Sleep(poll) {
-		s.signalAll(syscall.SIGSTOP)
-		if s.allStopped() {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("localserver: pause %s %s: its processes do not stop", s.kind, s.name)
-		}
-	}
-}
-
-func (s *Server) allStopped() bool {
-	for _, pid := range processes(s.logPath()) {
-		if !stopped(pid) {
-			return false
-		}
-	}
-	return stopped(s.process.pid)
-}
-
-// Resume lets a paused server go on.
-func (s *Server) Resume() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.process == nil || s.process.ended() {
-		return fmt.Errorf("localserver: resume %s %s: it does not run", s.kind, s.name)
-	}
-	s.signalAll(syscall.SIGCONT)
-	return nil
-}
-
-// signalAll signals the main process first, so that it cannot fork any more
-// when we look for the others.
-func (s *Server) signalAll(sig syscall.Signal) {
-	syscall.Kill(-s.process.pid, sig)
-	for _, pid := range processes(s.logPath()) {
-		syscall.Kill(pid, sig)
-	}
-}
-
-// Restart stops the server if it runs, starts it again on the same port and
-// folder, and waits until it is ready.
-func (s *Server) Restart(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	err := s.stopLocked(ctx)
-	if err == nil {
-		err = s.startLocked(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("localserver: restart %s %s: %w", s.kind, s.name, err)
-	}
-	return nil
-}
-
-func (p *process) ended() bool {
-	select {
-	case <-p.done:
-		return true
-	default:
-		return false
 	}
 }
 

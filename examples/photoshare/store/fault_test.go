@@ -14,6 +14,9 @@ import (
 	"github.com/shardgram/shardgram/examples/photoshare/imaging"
 	"github.com/shardgram/shardgram/examples/photoshare/store"
 	"github.com/shardgram/shardgram/idgen"
+	"github.com/shardgram/shardgram/internal/localserver"
+	"github.com/shardgram/shardgram/internal/testserver"
+	"github.com/shardgram/shardgram/shard"
 )
 
 // eventually waits for what the repair brings about.
@@ -122,6 +125,34 @@ func TestAnUploadThatDiesIsClearedAway(t *testing.T) {
 		<-ended
 		r.nothingIsLeft(t)
 	}
+}
+
+// TestAnUploadIsClearedAwayThoughItsDatabaseDied kills PostgreSQL when the files
+// are there and the row is not.
+func TestAnUploadIsClearedAwayThoughItsDatabaseDied(t *testing.T) {
+	t.Parallel()
+	host := testserver.Host(t)
+	pg, err := host.Postgres(t.Context(), "pg", localserver.PostgresConfig{})
+	require.NoError(t, err)
+	r := newRigOn(t, host, shard.Node{Name: "a", DSN: pg.DSN("postgres")})
+	ada := r.signUp(t, "ada")
+	r.blobs.set(func(n int) error {
+		if n == 3 {
+			return pg.Kill()
+		}
+		return nil
+	})
+	_, err = r.Upload(t.Context(), ada.ID, "", picture())
+	e, ok := errors.AsType[*shard.Error](err)
+	require.True(t, ok, "%v", err)
+	require.Equal(t, "a", e.Node)
+	require.Len(t, r.files(t), 3)
+	require.NoError(t, pg.Restart(t.Context()))
+	eventually(t, "PostgreSQL is back", func() bool {
+		_, err := r.cluster.Number(0).Exec(t.Context(), "select 1")
+		return err == nil
+	})
+	r.nothingIsLeft(t)
 }
 
 // TestASlowUploadThatWasGivenUpStoresNothing lets the repair clear an upload

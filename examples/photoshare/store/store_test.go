@@ -44,7 +44,12 @@ type rig struct {
 
 // newRig opens a store. Redis and memcached are the test's own.
 func newRig(t *testing.T) *rig {
-	host := testserver.Host(t)
+	return newRigOn(t, testserver.Host(t),
+		shard.Node{Name: "a", DSN: testserver.Postgres(t)},
+		shard.Node{Name: "b", DSN: testserver.Postgres(t)})
+}
+
+func newRigOn(t *testing.T, host *localserver.Host, nodes ...shard.Node) *rig {
 	r := &rig{dir: t.TempDir()}
 	var err error
 	r.redis, err = host.Redis(t.Context(), "redis", localserver.RedisConfig{})
@@ -53,9 +58,7 @@ func newRig(t *testing.T) *rig {
 	require.NoError(t, err)
 	r.rdb = redis.NewClient(&redis.Options{Addr: r.redis.Addr(), DialerRetries: 1, MaxRetries: 1})
 	t.Cleanup(func() { require.NoError(t, r.rdb.Close()) })
-	r.cluster, err = shard.Open(t.Context(), shard.Static(4,
-		shard.Node{Name: "a", DSN: testserver.Postgres(t)},
-		shard.Node{Name: "b", DSN: testserver.Postgres(t)}), shard.Config{})
+	r.cluster, err = shard.Open(t.Context(), shard.Static(4, nodes...), shard.Config{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.cluster.Close()) })
 	r.open(t)
@@ -71,7 +74,7 @@ func (r *rig) open(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, mc.Close()) })
 	r.Store, err = store.Open(t.Context(), store.Config{
 		Shards: r.cluster, Redis: r.rdb, Memcache: mc, Blobs: r.blobs,
-		Log: slog.New(slog.DiscardHandler), RepairEvery: 50 * time.Millisecond,
+		Log: slog.New(slog.DiscardHandler), RepairEvery: 2 * time.Second,
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
