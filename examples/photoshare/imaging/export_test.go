@@ -1,12 +1,9 @@
 package imaging
 
-import "image"
-
 // The steps of Square that are tested alone.
 var (
 	Orientation = orientation
 	Shrink      = shrink
-	Resize      = func(src *image.RGBA, side int) *image.RGBA { return resize(src, Size(side)) }
 )
 
 // Take takes one of the places in which photographs are decoded, and returns what gives it back.

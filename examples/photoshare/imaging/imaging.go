@@ -38,7 +38,7 @@
 //
 // # Cost
 //
-// About a quarter of a CPU second and 45 MB of garbage for 12 megapixels (BenchmarkSquare). The worst
+// About a third of a CPU second and 75 MB of garbage for 12 megapixels (BenchmarkSquare). The worst
 // photograph inside the limits, a progressive one of 40 megapixels with four colour channels, takes about
 // 1 GB while it is decoded: choose Config.Parallel by the memory that you have.
 //

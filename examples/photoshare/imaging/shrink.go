@@ -3,7 +3,8 @@ package imaging
 import (
 	"image"
 	"image/color"
-	"image/draw"
+
+	"golang.org/x/image/draw"
 )
 
 // shrink cuts out the centre square of a decoded picture and averages blocks of n×n pixels, with the largest n
@@ -42,6 +43,17 @@ func shrink(img image.Image, want int) *image.RGBA {
 			plane{square.Pix[channel:], square.Stride, 4, 1, 1}.average(dst, channel, n, image.Point{})
 		}
 	}
+	return dst
+}
+
+// resize scales a square picture to a side. It may return src itself.
+func resize(src *image.RGBA, size Size) *image.RGBA {
+	side := int(size)
+	if src.Rect.Dx() == side {
+		return src
+	}
+	dst := image.NewRGBA(image.Rect(0, 0, side, side))
+	draw.CatmullRom.Scale(dst, dst.Rect, src, src.Rect, draw.Src, nil)
 	return dst
 }
 

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/image/draw"
 
 	"github.com/shardgram/shardgram/examples/photoshare/imaging"
 )
@@ -60,42 +59,6 @@ func TestAverageOfOtherPictures(t *testing.T) {
 				c := color.RGBAModel.Convert(ink.At(x, y)).(color.RGBA)
 				return []uint8{c.R, c.G, c.B}
 			}, func(c []uint8) color.RGBA { return color.RGBA{c[0], c[1], c[2], 255} }), imaging.Shrink(ink, want))
-		}
-	}
-}
-
-// Scaling gives what the floating point scaler of x/image gives, up to rounding.
-func TestResizeIsCatmullRom(t *testing.T) {
-	t.Parallel()
-	photo := toRGBA(decode(t, photograph(t, "chelsea.jpg")))
-	for _, from := range []int{1, 2, 10, 149, 300} {
-		src := image.NewRGBA(image.Rect(0, 0, from, from))
-		draw.Draw(src, src.Rect, photo, image.Pt(100, 0), draw.Src)
-		for _, to := range []int{1, 5, 150, 299, 612} {
-			got := imaging.Resize(src, to)
-			want := direct(src, imaging.Size(to))
-			require.Equal(t, want.Rect, got.Rect)
-			worst := 0
-			for i := range want.Pix {
-				d := int(want.Pix[i]) - int(got.Pix[i])
-				worst = max(worst, d, -d)
-			}
-			require.LessOrEqual(t, worst, 3, "%d to %d", from, to)
-			require.Greater(t, psnr(want, got), 49.0, "%d to %d", from, to)
-		}
-	}
-}
-
-// An even surface stays exactly even, black and white included.
-func TestResizeKeepsEvenSurfaces(t *testing.T) {
-	t.Parallel()
-	for _, from := range []int{1, 3, 100, 613, 1300} {
-		for _, c := range []color.RGBA{{0, 255, 128, 255}, {255, 0, 1, 255}} {
-			src := image.NewRGBA(image.Rect(0, 0, from, from))
-			draw.Draw(src, src.Rect, image.NewUniform(c), image.Point{}, draw.Src)
-			want := image.NewRGBA(image.Rect(0, 0, 150, 150))
-			draw.Draw(want, want.Rect, image.NewUniform(c), image.Point{}, draw.Src)
-			require.Equal(t, want, imaging.Resize(src, 150), "from %d", from)
 		}
 	}
 }
