@@ -23,7 +23,7 @@ func Parse(s string) (ID, error) {
 	return ID(n), nil
 }
 
-// MaxID is the largest ID there can be: as a cursor, it is above every ID.
+// MaxID is the cursor above every ID. No generator makes it.
 const MaxID ID = math.MaxInt64
 
 // alphabet is that of base64url, in which a code needs no escape in a URL.
@@ -41,7 +41,8 @@ func (id ID) Short() string {
 	return string(b[i:])
 }
 
-// ParseShort reads what Short returns. Every ID has exactly one code.
+// ParseShort reads what Short returns for an ID, which is above 0. Every ID has
+// exactly one code.
 func ParseShort(s string) (ID, error) {
 	var n uint64
 	for i := range len(s) {
@@ -63,7 +64,7 @@ func (id ID) MarshalText() ([]byte, error) {
 	return strconv.AppendInt(nil, int64(id), 10), nil
 }
 
-// UnmarshalText reads what MarshalText writes, 0 included.
+// UnmarshalText reads what MarshalText writes for an ID, or for 0.
 func (id *ID) UnmarshalText(b []byte) error {
 	if string(b) == "0" {
 		*id = 0

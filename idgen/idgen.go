@@ -20,8 +20,9 @@
 //
 // A [Generator] returns strictly increasing IDs, also when the clock steps
 // back while it runs. Two generators of different shards never return the same
-// ID. A generator makes at most 1,024 IDs per millisecond; at that rate
-// [Generator.Next] waits for the next millisecond.
+// ID. A generator makes at most 1,024 IDs per millisecond of its clock; beyond
+// that [Generator.Next] waits for the next millisecond. So no ID is ahead of the
+// clock, unless the clock stepped back.
 //
 // # Non-guarantees
 //
@@ -133,11 +134,11 @@ func New(shard int, cfg Config) (*Generator, error) {
 	return g, nil
 }
 
-// Next returns the next ID. When the 1,024 of this millisecond are used up it
-// waits for the next one; it returns ctx's error when ctx ends before that.
+// Next returns the next ID. When the 1,024 of a millisecond are used up it waits
+// for the next one; it returns ctx's error when ctx ends before that.
 func (g *Generator) Next(ctx context.Context) (ID, error) {
-	for {
-		id, wait, err := g.try()
+	for waited := false; ; waited = true {
+		id, wait, err := g.try(waited)
 		if err != nil || wait == 0 {
 			return id, err
 		}
@@ -151,8 +152,9 @@ func (g *Generator) Next(ctx context.Context) (ID, error) {
 	}
 }
 
-// try returns an ID, or how long to wait for the millisecond that has one.
-func (g *Generator) try() (ID, time.Duration, error) {
+// try returns an ID, or how long to wait before the next try. It is told
+// whether the caller has waited already.
+func (g *Generator) try(waited bool) (ID, time.Duration, error) {
 	bits := g.layout.SequenceBits
 	for {
 		last := g.last.Load()
@@ -170,10 +172,13 @@ func (g *Generator) try() (ID, time.Duration, error) {
 			// starting at 0: else an ID made at a quiet time would always
 			// end in zeros, and id % n would fill one partition of n.
 			next = now<<bits | (next & stagger)
-		case now == lastMS && next>>bits > now:
-			return 0, t.Truncate(time.Millisecond).Add(time.Millisecond).Sub(t), nil
-		case now < lastMS && lastMS-now > g.maxBack:
+		case lastMS-now > g.maxBack:
 			return 0, 0, fmt.Errorf("%w by %v: shard %d", ErrClockBack, time.Duration(lastMS-now)*time.Millisecond, g.shard)
+		case next>>bits > lastMS && (now == lastMS || !waited):
+			// The millisecond is used up. Behind a clock that stepped back
+			// the IDs go on into the next one, but not faster than the clock
+			// does: one wait for each millisecond.
+			return 0, t.Truncate(time.Millisecond).Add(time.Millisecond).Sub(t), nil
 		}
 		if next>>bits >= g.layout.span() {
 			return 0, 0, fmt.Errorf("%w: the last ID of shard %d has been made", ErrRunOut, g.shard)

@@ -122,6 +122,56 @@ func TestNextWaitsForTheNextMillisecond(t *testing.T) {
 	})
 }
 
+// TestNextStaysWithTheClock drains a shard from many goroutines. None may push
+// the IDs into the future, which a reading of the clock that is a little old
+// would allow if it were taken for a step back.
+func TestNextStaysWithTheClock(t *testing.T) {
+	t.Parallel()
+	g := newGenerator(t, 1, idgen.Config{})
+	var ahead atomic.Int64 // the most, in milliseconds
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 5000 {
+				id, err := g.Next(context.Background())
+				if err != nil {
+					ahead.Store(math.MaxInt64)
+					return
+				}
+				d := idgen.Default.Time(id).UnixMilli() - time.Now().UnixMilli()
+				for old := ahead.Load(); d > old && !ahead.CompareAndSwap(old, d); old = ahead.Load() {
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.LessOrEqual(t, ahead.Load(), int64(1))
+}
+
+// TestNextKeepsItsRateBehindAStep sets the clock back once and asks for more
+// IDs than the last millisecond has.
+func TestNextKeepsItsRateBehindAStep(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		layout := idgen.Default
+		layout.Epoch = time.Now()
+		var back time.Duration
+		g := newGenerator(t, 1, idgen.Config{Layout: layout, Now: func() time.Time { return time.Now().Add(-back) }})
+		time.Sleep(time.Second)
+		last := newID(t, g)
+		back = 300 * time.Millisecond
+		const ms = 20
+		begin := time.Now()
+		for range ms * 1024 {
+			id := newID(t, g)
+			require.Greater(t, id, last)
+			last = id
+		}
+		require.InDelta(t, ms, time.Since(begin).Milliseconds(), 1, "1,024 per millisecond, and no wait for the step")
+		require.InDelta(t, 1000+ms, layout.Time(last).Sub(layout.Epoch).Milliseconds(), 1)
+	})
+}
+
 func TestNextEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	var c clock

@@ -52,7 +52,8 @@ func (l Layout) Shard(id ID) int {
 	return int(uint64(id) >> l.SequenceBits & (1<<l.ShardBits - 1))
 }
 
-// Sequence returns the place of an ID among those of its millisecond and shard.
+// Sequence returns what tells an ID from the others of its millisecond and
+// shard. It increases within a millisecond, but need not begin at 0.
 func (l Layout) Sequence(id ID) int {
 	return int(id & (1<<l.SequenceBits - 1))
 }
