@@ -13,10 +13,12 @@ import (
 
 // A Node is a PostgreSQL primary.
 type Node struct {
-	// Name is what errors call it: letters a-z, digits and underscores.
+	// Name is what errors call it: 1 to 40 letters a-z, digits and underscores,
+	// a letter first.
 	Name string
 
-	// DSN is a connection string or URL of pgx.
+	// DSN is a connection string or URL of pgx. pool_max_conns and the other
+	// settings of a pgxpool may be in it.
 	DSN string
 }
 
@@ -69,6 +71,10 @@ func (m Map) validate(layout idgen.Layout) error {
 			return fmt.Errorf("shard: two nodes are named %s", node.Name)
 		}
 		names[node.Name] = true
+		if node.DSN == "" {
+			// pgx would go by the environment, and every such node be the same.
+			return fmt.Errorf("shard: node %s has no DSN", node.Name)
+		}
 		if other, ok := dsns[node.DSN]; ok {
 			return fmt.Errorf("shard: nodes %s and %s have the same DSN", other, node.Name)
 		}
@@ -84,8 +90,9 @@ func (m Map) validate(layout idgen.Layout) error {
 
 // checkName keeps names that go into SQL free of anything to be quoted.
 func checkName(s string) error {
-	if s == "" || len(s) > 40 || strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
-		return fmt.Errorf("name %q: want 1 to 40 letters a-z, digits and underscores", s)
+	if s == "" || len(s) > 40 || s[0] < 'a' || s[0] > 'z' ||
+		strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+		return fmt.Errorf("name %q: want 1 to 40 letters a-z, digits and underscores, a letter first", s)
 	}
 	return nil
 }

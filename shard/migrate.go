@@ -30,9 +30,14 @@ var (
 // statements, without schema names.
 //
 // Each shard is brought up in one transaction of its own, so it has either all
-// files or those it had. Shards that failed are in the joined errors; running
-// Migrate again goes on with them. Two programs may run it at the same time.
+// files or those it had. A file must not end the transaction, and cannot hold
+// what PostgreSQL refuses within one, such as create index concurrently. Shards
+// that failed are in the [Errors]; running Migrate again goes on with them. Two
+// programs may run it at the same time.
 func (c *Cluster) Migrate(ctx context.Context, files fs.FS) error {
+	if files == nil {
+		return errors.New("shard: migrations: the folder is nil")
+	}
 	migrations, err := readMigrations(files)
 	if err != nil {
 		return err
@@ -105,6 +110,9 @@ func (s Shard) migrate(ctx context.Context, tx pgx.Tx, list []migration) error {
 		}
 		if _, err := tx.Exec(ctx, m.sql, pgx.QueryExecModeSimpleProtocol); err != nil {
 			return fmt.Errorf("migration %s: %w", m.name, err)
+		}
+		if tx.Conn().PgConn().TxStatus() != 'T' {
+			return fmt.Errorf("migration %s: it ends the transaction, with commit or rollback: what it did stays, unrecorded", m.name)
 		}
 		if _, err := tx.Exec(ctx, "insert into schema_version (version, name, sha256) values ($1, $2, $3)", i+1, m.name, m.sum); err != nil {
 			return err

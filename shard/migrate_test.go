@@ -79,6 +79,14 @@ func TestMigrateRefusesWhatItDoesNotKnow(t *testing.T) {
 	}
 }
 
+func TestMigrateRefusesAFileThatEndsTheTransaction(t *testing.T) {
+	t.Parallel()
+	c := open(t, twoNodes(t), shard.Config{})
+	err := c.Migrate(t.Context(), fstest.MapFS{"0001_a.sql": {Data: []byte("create table a (n int); commit")}})
+	require.ErrorContains(t, err, "migration 0001_a.sql: it ends the transaction")
+	require.Error(t, c.Migrate(t.Context(), nil))
+}
+
 func TestMigrateRunsInTwoProgramsAtOnce(t *testing.T) {
 	t.Parallel()
 	cat := twoNodes(t)

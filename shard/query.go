@@ -21,7 +21,7 @@ func (s Shard) Number() int { return s.number }
 
 // Node returns the name of the node that the shard lives on, "" if none.
 func (s Shard) Node() string {
-	if n, err := s.node(); err == nil {
+	if n := s.node(); n != nil {
 		return n.Name
 	}
 	return ""
@@ -29,6 +29,9 @@ func (s Shard) Node() string {
 
 // Schema returns the name of the shard's schema, which needs no quotes.
 func (s Shard) Schema() string {
+	if s.cluster == nil {
+		return ""
+	}
 	return fmt.Sprintf("%s_%04d", s.cluster.cfg.Schema, s.number)
 }
 
@@ -41,7 +44,10 @@ func (s Shard) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comman
 	}
 	defer conn.Release()
 	tag, err := conn.Exec(ctx, sql, args...)
-	return tag, s.wrap(err)
+	if err != nil {
+		return tag, s.wrap(err)
+	}
+	return tag, nil
 }
 
 // Query runs a query. The rows hold a connection until they are closed, or
@@ -86,14 +92,19 @@ func (s Shard) InTx(ctx context.Context, fn func(pgx.Tx) error) error {
 	if err := fn(tx); err != nil {
 		return err
 	}
-	return s.wrap(tx.Commit(ctx))
+	if err := tx.Commit(ctx); err != nil {
+		return s.wrap(err)
+	}
+	return nil
 }
 
-func (s Shard) node() (*node, error) {
-	if s.number < 0 || s.number >= len(s.cluster.shards) {
-		return nil, s.wrap(ErrNoShard)
+// node returns where the shard lives, nil for one that does not exist, as the
+// zero Shard.
+func (s Shard) node() *node {
+	if s.cluster == nil || s.number < 0 || s.number >= len(s.cluster.shards) {
+		return nil
 	}
-	return s.cluster.shards[s.number], nil
+	return s.cluster.shards[s.number]
 }
 
 // schemaKey is where a connection remembers which shard it last served.
@@ -102,9 +113,9 @@ const schemaKey = "shardgram.schema"
 // acquire returns a connection to the shard's node whose search_path is the
 // shard's schema.
 func (s Shard) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	n, err := s.node()
-	if err != nil {
-		return nil, err
+	n := s.node()
+	if n == nil {
+		return nil, s.wrap(ErrNoShard)
 	}
 	conn, err := n.pool.Acquire(ctx)
 	if err != nil {
@@ -125,18 +136,14 @@ func (s Shard) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 }
 
 // wrap adds shard and node to an error that does not name them yet.
-func (s Shard) wrap(err error) error {
+func (s Shard) wrap(err error) *Error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := err.(*Error); ok {
-		return err
+	if e, ok := err.(*Error); ok {
+		return e
 	}
-	e := &Error{Shard: s.number, Err: err}
-	if s.number >= 0 && s.number < len(s.cluster.shards) {
-		e.Node = s.cluster.shards[s.number].Name
-	}
-	return e
+	return &Error{Shard: s.number, Node: s.Node(), Err: err}
 }
 
 // rows gives its connection back when it is done.
@@ -162,7 +169,12 @@ func (r *rows) Next() bool {
 	return false
 }
 
-func (r *rows) Err() error { return r.shard.wrap(r.Rows.Err()) }
+func (r *rows) Err() error {
+	if err := r.Rows.Err(); err != nil {
+		return r.shard.wrap(err)
+	}
+	return nil
+}
 
 type row struct {
 	rows pgx.Rows

@@ -182,6 +182,8 @@ func TestErrorsNameShardAndNode(t *testing.T) {
 		require.ErrorIs(t, s.InTx(t.Context(), func(pgx.Tx) error { return nil }), shard.ErrNoShard)
 		require.Empty(t, s.Node())
 	}
+	require.ErrorIs(t, shard.Shard{}.QueryRow(t.Context(), "select 1").Scan(&n), shard.ErrNoShard)
+	require.Empty(t, shard.Shard{}.Schema())
 	require.ErrorIs(t, c.ID(idgen.ID(4<<10)).QueryRow(t.Context(), "select 1").Scan(&n), shard.ErrNoShard)
 }
 
@@ -237,7 +239,11 @@ func TestEachWorksOnEveryShardAndJoinsErrors(t *testing.T) {
 	require.EqualValues(t, 16, calls.Load())
 	require.LessOrEqual(t, most.Load(), int32(4), "two nodes, two shards each")
 	require.ErrorIs(t, err, odd)
-	require.EqualError(t, err, "shard 1 on node b: odd\nshard 9 on node b: odd")
+	require.EqualError(t, err, "shard 1 on node b: odd (and 1 more)")
+	failed, ok := errors.AsType[shard.Errors](err)
+	require.True(t, ok)
+	require.Len(t, failed, 2)
+	require.Equal(t, []int{1, 9}, []int{failed[0].Shard, failed[1].Shard})
 
 	require.NoError(t, c.Each(t.Context(), nil, func(context.Context, shard.Shard) error { return odd }))
 	require.ErrorIs(t, c.Each(t.Context(), []shard.Shard{c.Number(99)}, func(context.Context, shard.Shard) error { return nil }), shard.ErrNoShard)
@@ -272,6 +278,10 @@ func TestOpenRefusesBadMaps(t *testing.T) {
 		{"NodeWithoutName", shard.Static(4, shard.Node{DSN: dsn}), shard.Config{}},
 		{"NodeNameToQuote", shard.Static(4, shard.Node{Name: `a"; drop`, DSN: dsn}), shard.Config{}},
 		{"BadDSN", shard.Static(4, a, shard.Node{Name: "b", DSN: "postgres://u:secret@:bad:/"}), shard.Config{}},
+		{"NodeWithoutDSN", shard.Static(4, shard.Node{Name: "a"}), shard.Config{}},
+		{"NilCatalog", nil, shard.Config{}},
+		{"SchemaOfPostgreSQL", shard.Static(4, a), shard.Config{Schema: "pg_x"}},
+		{"SchemaOfDigits", shard.Static(4, a), shard.Config{Schema: "1a"}},
 		{"SchemaToQuote", shard.Static(4, a), shard.Config{Schema: "x; drop schema y"}},
 		{"BadLayout", shard.Static(4, a), shard.Config{Layout: idgen.Layout{TimeBits: 1}}},
 		{"NegativeConns", shard.Static(4, a), shard.Config{MaxConns: -1}},
