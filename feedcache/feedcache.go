@@ -71,11 +71,12 @@
 // # Cost
 //
 // A page of a warm feed is one round trip and carries the whole feed: 6.4 KB
-// at the default cap, up to twice that before a compaction. A page of a cold
-// feed takes three round trips and one call of the Source. A page that goes
-// below the floor adds one call of the Source. A push is one round trip for
-// 500 feeds; a compaction adds two for 64 feeds, once per Cap operations at
-// most. An entry takes 9 bytes after a swap and 18 from the next push on, as
+// at the default cap, up to twice that before a compaction. A second one renews
+// the TTL, when half of it has passed. A page of a cold feed takes three round
+// trips and one call of the Source. A page that goes below the floor adds one
+// call of the Source. A push is one round trip for 500 feeds; a compaction adds
+// two for 64 feeds, once per Cap operations at most. A server that does not know
+// the script, as after a restart, costs one more. An entry takes 9 bytes after a swap and 18 from the next push on, as
 // Redis doubles the buffer of a string that grows (BenchmarkPush, Redis 7.0).
 // A feed nobody reads expires after [Config].TTL, pushes or not.
 //
@@ -106,6 +107,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -141,7 +143,8 @@ type Source func(ctx context.Context, owner, before int64, n int) ([]int64, erro
 // Config says how feeds are kept. The zero Config works.
 type Config struct {
 	// Prefix begins every key, before a colon and the owner in decimal. Feeds of
-	// different kinds need different prefixes. Default: "feed".
+	// different kinds need different prefixes. It must not contain braces.
+	// Default: "feed".
 	Prefix string
 
 	// Cap is the number of IDs a feed keeps after a compaction, 1 to 100,000.
@@ -152,10 +155,10 @@ type Config struct {
 	// least, by all of it at most. At least a millisecond. Default: 14 days.
 	TTL time.Duration
 
-	// Lease is how long one reader may take to fill a feed from the Source.
+	// LeaseTTL is how long one reader may take to fill a feed from the Source.
 	// If the Source is slower, feeds are never stored. At least a millisecond.
 	// Default: 10 s.
-	Lease time.Duration
+	LeaseTTL time.Duration
 }
 
 // Feeds reads and writes the feeds of all owners. It is safe for concurrent
@@ -177,20 +180,23 @@ func New(rdb redis.UniversalClient, src Source, cfg Config) (*Feeds, error) {
 	if cfg.TTL == 0 {
 		cfg.TTL = 14 * 24 * time.Hour
 	}
-	if cfg.Lease == 0 {
-		cfg.Lease = 10 * time.Second
+	if cfg.LeaseTTL == 0 {
+		cfg.LeaseTTL = 10 * time.Second
 	}
 	switch {
 	case rdb == nil:
-		return nil, errors.New("feedcache: no Redis client")
+		return nil, errors.New("feedcache: the client is nil")
+	case strings.ContainsAny(cfg.Prefix, "{}"):
+		// Redis Cluster would put all feeds on one node.
+		return nil, fmt.Errorf("feedcache: Config.Prefix is %q: want no braces", cfg.Prefix)
 	case src == nil:
-		return nil, errors.New("feedcache: no Source")
+		return nil, errors.New("feedcache: the Source is nil")
 	case cfg.Cap < 1 || cfg.Cap > 100_000:
-		return nil, fmt.Errorf("feedcache: Config.Cap is %d, want 1 to 100000", cfg.Cap)
+		return nil, fmt.Errorf("feedcache: Config.Cap is %d: want 1 to 100000", cfg.Cap)
 	case cfg.TTL < time.Millisecond:
-		return nil, fmt.Errorf("feedcache: Config.TTL is %v, want at least 1ms", cfg.TTL)
-	case cfg.Lease < time.Millisecond:
-		return nil, fmt.Errorf("feedcache: Config.Lease is %v, want at least 1ms", cfg.Lease)
+		return nil, fmt.Errorf("feedcache: Config.TTL is %v: want at least 1 ms", cfg.TTL)
+	case cfg.LeaseTTL < time.Millisecond:
+		return nil, fmt.Errorf("feedcache: Config.LeaseTTL is %v: want at least 1 ms", cfg.LeaseTTL)
 	}
 	return &Feeds{rdb: rdb, src: src, cfg: cfg}, nil
 }
@@ -293,7 +299,7 @@ func (f *Feeds) feed(ctx context.Context, owner int64) (opLog, error) {
 				f.rdb.Unlink(ctx, key)
 			}
 			lease := opLog{}.encode(newTag(building))
-			won, err := f.rdb.SetNX(ctx, key, lease, f.cfg.Lease).Result()
+			won, err := f.rdb.SetNX(ctx, key, lease, f.cfg.LeaseTTL).Result()
 			if err != nil {
 				return none, nil
 			}

@@ -102,8 +102,8 @@ func TestNewRefusesBadConfig(t *testing.T) {
 		{name: "HugeCap", rdb: rdb, src: src, cfg: feedcache.Config{Cap: 100_001}},
 		{name: "NegativeTTL", rdb: rdb, src: src, cfg: feedcache.Config{TTL: -time.Hour}},
 		{name: "TinyTTL", rdb: rdb, src: src, cfg: feedcache.Config{TTL: time.Microsecond}},
-		{name: "NegativeLease", rdb: rdb, src: src, cfg: feedcache.Config{Lease: -time.Second}},
-		{name: "TinyLease", rdb: rdb, src: src, cfg: feedcache.Config{Lease: time.Microsecond}},
+		{name: "NegativeLease", rdb: rdb, src: src, cfg: feedcache.Config{LeaseTTL: -time.Second}},
+		{name: "TinyLease", rdb: rdb, src: src, cfg: feedcache.Config{LeaseTTL: time.Microsecond}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -464,7 +464,7 @@ func TestLeaseRunsOutDuringAFill(t *testing.T) {
 			ctx, owner, key := t.Context(), int64(i+1), "feed:"+strconv.Itoa(i+1)
 			src := table{}
 			src.insert(owner, 10, 20, 30)
-			feeds := open(t, rdb, src.Source, feedcache.Config{Lease: 5 * time.Millisecond})
+			feeds := open(t, rdb, src.Source, feedcache.Config{LeaseTTL: 5 * time.Millisecond})
 			src.around = func(before bool) {
 				if before {
 					return

@@ -332,7 +332,7 @@ func TestInterleaving(t *testing.T) {
 		owner := round + 1
 		lease := []time.Duration{10 * time.Second, 2 * time.Millisecond}[round%2]
 		var src table
-		feeds := open(t, rdb, src.Source, feedcache.Config{Cap: 8, Lease: lease})
+		feeds := open(t, rdb, src.Source, feedcache.Config{Cap: 8, LeaseTTL: lease})
 		s := &storm{
 			ops: make(chan op, 500), // holds them all, so no poster waits
 			run: func(o op) error {

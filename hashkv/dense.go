@@ -64,11 +64,11 @@ func NewDense(rdb redis.UniversalClient, cfg DenseConfig) (*Dense, error) {
 	}
 	switch {
 	case cfg.Bits < 2 || cfg.Bits > 63:
-		return nil, fmt.Errorf("hashkv: Bits is %d, not 2 to 63", cfg.Bits)
+		return nil, fmt.Errorf("hashkv: DenseConfig.Bits is %d: want 2 to 63", cfg.Bits)
 	case cfg.Slots < 8 || cfg.Slots > 1<<20 || cfg.Slots%8 != 0:
-		return nil, fmt.Errorf("hashkv: Slots is %d, not a multiple of 8 up to 1048576", cfg.Slots)
+		return nil, fmt.Errorf("hashkv: DenseConfig.Slots is %d: want a multiple of 8 up to 1048576", cfg.Slots)
 	case cfg.Keys < 0:
-		return nil, fmt.Errorf("hashkv: Keys is %d, below 0", cfg.Keys)
+		return nil, fmt.Errorf("hashkv: DenseConfig.Keys is %d: want 0 or more", cfg.Keys)
 	}
 	maxKey := int64(math.MaxInt64)
 	if cfg.Keys > 0 {

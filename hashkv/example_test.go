@@ -32,7 +32,7 @@ func ExampleDense() {
 	// Output:
 	// 939 <nil>
 	// true
-	// hashkv: set owner:1155316: value is outside 0..16777214
+	// hashkv: set owner[1155316]: value is outside 0..16777214
 }
 
 // Ids that begin with a time lie anywhere among 64 bits.

@@ -79,8 +79,10 @@
 // # Failure
 //
 // An error from Redis (a lost connection, READONLY, OOM, WRONGTYPE) comes back
-// wrapped, with the operation and the key. It never holds a stored value. When
-// the context ends, calls return its error.
+// wrapped, with the operation and the key; prefix[7] is the entry of key 7, and
+// prefix:7 a Redis key. It never holds a stored value. Whether a call returns as
+// soon as its context ends, and how long one waits for a Redis that is gone, is
+// up to the client: set ContextTimeoutEnabled, and few retries.
 //
 // # Source
 //
@@ -123,18 +125,18 @@ func (e *RangeError) Error() string {
 func checkBase(rdb redis.UniversalClient, prefix string) error {
 	switch {
 	case rdb == nil:
-		return errors.New("hashkv: no Redis client")
+		return errors.New("hashkv: the client is nil")
 	case strings.ContainsAny(prefix, "{}"):
 		// Redis Cluster would hash the part in braces only, and one node would
 		// get the whole map.
-		return errors.New("hashkv: Prefix contains a brace")
+		return fmt.Errorf("hashkv: Prefix is %q: want no braces", prefix)
 	}
 	return nil
 }
 
 // keyError names the operation and the entry in an error of a single-key call.
 func keyError(op, prefix string, key int64, err error) error {
-	return fmt.Errorf("hashkv: %s %s:%d: %w", op, prefix, key, err)
+	return fmt.Errorf("hashkv: %s %s[%d]: %w", op, prefix, key, err)
 }
 
 // firstError returns the error of the first command of a pipeline that failed,

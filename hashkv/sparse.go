@@ -50,7 +50,7 @@ func NewSparse(rdb redis.UniversalClient, cfg SparseConfig) (*Sparse, error) {
 		return nil, err
 	}
 	if n := int64(cfg.Buckets); n < 1 || n > 1<<32 || n&(n-1) != 0 {
-		return nil, fmt.Errorf("hashkv: Buckets is %d, not a power of two up to 2^32", n)
+		return nil, fmt.Errorf("hashkv: SparseConfig.Buckets is %d: want a power of two up to 2^32", n)
 	}
 	return &Sparse{
 		rdb:    rdb,

@@ -40,12 +40,12 @@ func BenchmarkGetMulti(b *testing.B) {
 		for k := range keys {
 			keys[k] = k
 		}
-		_, err := c.GetMulti(b.Context(), keys)
+		_, err := c.GetMulti(b.Context(), keys...)
 		require.NoError(b, err)
 		b.Run(fmt.Sprintf("keys=%d/hit", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := c.GetMulti(b.Context(), keys); err != nil {
+				if _, err := c.GetMulti(b.Context(), keys...); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -56,7 +56,7 @@ func BenchmarkGetMulti(b *testing.B) {
 				if err := c.Invalidate(b.Context(), keys...); err != nil {
 					b.Fatal(err)
 				}
-				if _, err := c.GetMulti(b.Context(), keys); err != nil {
+				if _, err := c.GetMulti(b.Context(), keys...); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -18,7 +18,8 @@ import (
 type Config[K comparable, V any] struct {
 	// Prefix begins the memcached key of every object, before a colon. Caches
 	// of different objects need different prefixes. It is up to 100 printable
-	// ASCII characters without space and colon. Default: "lookaside".
+	// ASCII characters without space and colon. Default: the type of the
+	// values, such as "store.User"; two caches of one type need their own.
 	Prefix string
 
 	// Key returns the text of a key, different for different keys. Texts that
@@ -34,31 +35,31 @@ type Config[K comparable, V any] struct {
 	Unmarshal func([]byte) (V, error)
 
 	// TTL is how long a value is kept, give or take a tenth, so that what was
-	// loaded together does not expire together. Default: 1 hour.
+	// loaded together does not expire together. 2 s to 30 days. Default: 1 h.
 	TTL time.Duration
 
-	// NegativeTTL is how long it is kept that a key does not exist.
-	// Default: 10 seconds.
+	// NegativeTTL is how long it is kept that a key does not exist. 2 s to 30
+	// days. Default: 10 s.
 	NegativeTTL time.Duration
 
 	// LeaseTTL is how long a reader that died keeps others from filling a key.
-	// A load that takes longer is not stored. Default: 10 seconds.
+	// A load that takes longer is not stored. 2 s to 30 days. Default: 10 s.
 	LeaseTTL time.Duration
 
 	// MaxWait is how long a call waits for the lease of another reader before
-	// it loads the key itself. Default: 200 milliseconds.
+	// it loads the key itself. Default: 200 ms.
 	MaxWait time.Duration
 }
 
 // complete fills in defaults and checks the rest.
 func (c *Config[K, V]) complete() error {
 	if c.Prefix == "" {
-		c.Prefix = "lookaside"
+		c.Prefix = defaultPrefix[V]()
 	}
 	// Without the ban on colons, key "b:1" under "a" and "1" under "a:b" would
 	// be the same item.
 	if len(c.Prefix) > 100 || !plain(c.Prefix) || strings.Contains(c.Prefix, ":") {
-		return fmt.Errorf("lookaside: Prefix %q is over 100 bytes or has a space, a colon or unprintable bytes", c.Prefix)
+		return fmt.Errorf("lookaside: Config.Prefix is %q: want up to 100 printable ASCII characters without space and colon", c.Prefix)
 	}
 	if c.Key == nil {
 		c.Key = defaultKey[K]()
@@ -88,14 +89,14 @@ func (c *Config[K, V]) complete() error {
 		// memcached takes more than 30 days for a date in 1970, and its clock
 		// ticks once a second, so that 1 may be over at once.
 		if *ttl.value < 2*time.Second || *ttl.value > maxTTL {
-			return fmt.Errorf("lookaside: %s is %v, not 2 seconds to 30 days", ttl.name, *ttl.value)
+			return fmt.Errorf("lookaside: Config.%s is %v: want 2 s to 30 days", ttl.name, *ttl.value)
 		}
 	}
 	if c.MaxWait == 0 {
 		c.MaxWait = 200 * time.Millisecond
 	}
 	if c.MaxWait < 0 {
-		return fmt.Errorf("lookaside: MaxWait is %v, below 0", c.MaxWait)
+		return fmt.Errorf("lookaside: Config.MaxWait is %v: want 0 or more", c.MaxWait)
 	}
 	return nil
 }
@@ -110,6 +111,17 @@ func seconds(ttl time.Duration) int32 {
 // jitter returns ttl times 0.9 to 1.1.
 func jitter(ttl time.Duration) time.Duration {
 	return time.Duration(float64(ttl) * (0.9 + 0.2*rand.Float64()))
+}
+
+// defaultPrefix is the name of a type, without what a prefix cannot hold.
+func defaultPrefix[V any]() string {
+	name := strings.Map(func(r rune) rune {
+		if r <= ' ' || r >= 0x7f || r == ':' {
+			return '_'
+		}
+		return r
+	}, reflect.TypeFor[V]().String())
+	return name[:min(len(name), 100)]
 }
 
 // defaultKey looks at the kind, not at a String method, which may lose digits.

@@ -77,8 +77,8 @@ func ExampleCache_GetMulti() {
 		fmt.Println(err)
 		return
 	}
-	fmt.Println(photos.GetMulti(ctx, []int64{10, 11}))
-	fmt.Println(photos.GetMulti(ctx, []int64{10, 11, 12}))
+	fmt.Println(photos.GetMulti(ctx, 10, 11))
+	fmt.Println(photos.GetMulti(ctx, 10, 11, 12))
 	// Output:
 	// load [10 11]
 	// map[10:photo 10 11:photo 11] <nil>

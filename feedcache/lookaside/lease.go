@@ -203,28 +203,36 @@ func (c *Cache[K, V]) fill(ctx context.Context, open []*lookup[K], found map[K]V
 	}
 	c.count(&c.stats.Loads, 1)
 	c.count(&c.stats.LoadedKeys, len(keys))
+	loaded := false
+	defer func() { // also when the Loader panics
+		if !loaded {
+			c.eachWon(open, c.release)
+		}
+	}()
 	values, err := c.load(ctx, keys)
-	each(len(open), func(i int) {
-		l := open[i]
-		if l.state != won {
-			return
-		}
-		if err != nil {
-			c.release(l)
-			return
-		}
-		v, ok := values[l.k]
-		c.store(l, v, ok)
-	})
 	if err != nil {
 		return err
 	}
+	loaded = true
+	c.eachWon(open, func(l *lookup[K]) {
+		v, ok := values[l.k]
+		c.store(l, v, ok)
+	})
 	for _, k := range keys {
 		if v, ok := values[k]; ok {
 			found[k] = v
 		}
 	}
 	return nil
+}
+
+// eachWon calls f for the lookups whose lease this call holds.
+func (c *Cache[K, V]) eachWon(open []*lookup[K], f func(*lookup[K])) {
+	each(len(open), func(i int) {
+		if open[i].state == won {
+			f(open[i])
+		}
+	})
 }
 
 // store replaces the lease of l by v, or by the news that there is no value.

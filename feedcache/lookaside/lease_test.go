@@ -205,7 +205,7 @@ func TestBatchesThatOverlapDoNotBlock(t *testing.T) {
 			if i%2 == 0 {
 				asked = down
 			}
-			got, err := caches[i].GetMulti(t.Context(), asked)
+			got, err := caches[i].GetMulti(t.Context(), asked...)
 			if err != nil || len(got) != keys {
 				failed.Add(1)
 			}
@@ -237,7 +237,7 @@ func TestMemcachedDown(t *testing.T) {
 	}
 	all := func() {
 		t.Helper()
-		got, err := c.GetMulti(ctx, keys)
+		got, err := c.GetMulti(ctx, keys...)
 		require.NoError(t, err)
 		require.Len(t, got, 30)
 		_, err = c.Get(ctx, 1)
@@ -292,7 +292,7 @@ func TestOneOfTwoServersDown(t *testing.T) {
 	}
 	get := func() {
 		t.Helper()
-		got, err := c.GetMulti(ctx, keys)
+		got, err := c.GetMulti(ctx, keys...)
 		require.NoError(t, err)
 		require.Len(t, got, 40)
 	}

@@ -106,8 +106,11 @@ type Cache[K comparable, V any] struct {
 // MaxIdleConns of mc above the number of parallel requests, or most requests
 // dial, and its Timeout to what a read may wait for a server that hangs.
 func New[K comparable, V any](mc *memcache.Client, load Loader[K, V], cfg Config[K, V]) (*Cache[K, V], error) {
-	if mc == nil || load == nil {
-		return nil, errors.New("lookaside: no client or no Loader")
+	if mc == nil {
+		return nil, errors.New("lookaside: the client is nil")
+	}
+	if load == nil {
+		return nil, errors.New("lookaside: the Loader is nil")
 	}
 	if err := cfg.complete(); err != nil {
 		return nil, err
@@ -131,7 +134,7 @@ func (c *Cache[K, V]) Get(ctx context.Context, k K) (V, error) {
 // GetMulti returns the values of keys; keys that the Loader does not have are
 // left out. When the Loader fails or ctx ends, it returns what it has so far and
 // an error.
-func (c *Cache[K, V]) GetMulti(ctx context.Context, keys []K) (map[K]V, error) {
+func (c *Cache[K, V]) GetMulti(ctx context.Context, keys ...K) (map[K]V, error) {
 	found, err := c.fetch(ctx, keys)
 	if err != nil {
 		return found, fmt.Errorf("lookaside: get %d keys: %w", len(keys), err)

@@ -116,7 +116,7 @@ func TestGetMultiLoadsMissesInOneCall(t *testing.T) {
 	ctx := t.Context()
 	r := newRows(50)
 	c := open(t, client(t, testserver.Memcached(t)), r, config{})
-	_, err := c.GetMulti(ctx, []int{3, 4})
+	_, err := c.GetMulti(ctx, 3, 4)
 	require.NoError(t, err)
 
 	var asked [][]int
@@ -129,7 +129,7 @@ func TestGetMultiLoadsMissesInOneCall(t *testing.T) {
 	}
 	keys = append(keys, 99) // does not exist
 	for range 2 {
-		got, err := c.GetMulti(ctx, keys)
+		got, err := c.GetMulti(ctx, keys...)
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}
@@ -137,7 +137,7 @@ func TestGetMultiLoadsMissesInOneCall(t *testing.T) {
 	require.Len(t, asked[0], 50-2+1)
 	require.NotContains(t, asked[0], 3)
 
-	got, err := c.GetMulti(ctx, nil)
+	got, err := c.GetMulti(ctx)
 	require.NoError(t, err)
 	require.Empty(t, got)
 }
@@ -179,7 +179,7 @@ func TestForeignItemsAreReplaced(t *testing.T) {
 	require.NoError(t, mc.Set(&memcache.Item{Key: c.ItemKey(2), Flags: 1 << 31}))
 	r.loads.Store(0)
 	for range 2 {
-		got, err := c.GetMulti(ctx, []int{0, 1, 2})
+		got, err := c.GetMulti(ctx, 0, 1, 2)
 		require.NoError(t, err)
 		require.Equal(t, map[int]int64{0: 1, 1: 1, 2: 1}, got)
 	}
@@ -245,15 +245,57 @@ func TestLoaderErrorGivesLeasesBack(t *testing.T) {
 	_, err = c.Get(ctx, 1)
 	require.ErrorIs(t, err, broken)
 	require.NotErrorIs(t, err, lookaside.ErrNotFound)
-	got, err := c.GetMulti(ctx, []int{1, 2, 4})
+	got, err := c.GetMulti(ctx, 1, 2, 4)
 	require.ErrorIs(t, err, broken)
 	require.Equal(t, map[int]int64{4: 1}, got)
 
 	fail = false
-	got, err = c.GetMulti(ctx, []int{1, 2, 4})
+	got, err = c.GetMulti(ctx, 1, 2, 4)
 	require.NoError(t, err)
 	require.Len(t, got, 3)
 	require.Zero(t, c.Stats().Waits, "a lease was left behind")
+}
+
+func TestALoaderThatPanicsGivesLeasesBack(t *testing.T) {
+	t.Parallel()
+	panics := true
+	load := func(context.Context, []int) (map[int]int64, error) {
+		if panics {
+			panic("in the Loader")
+		}
+		return map[int]int64{1: 5}, nil
+	}
+	c, err := lookaside.New(client(t, testserver.Memcached(t)), load, config{Prefix: prefix(t)})
+	require.NoError(t, err)
+	require.PanicsWithValue(t, "in the Loader", func() { _, _ = c.Get(t.Context(), 1) })
+	panics = false
+	got, err := c.Get(t.Context(), 1)
+	require.NoError(t, err)
+	require.EqualValues(t, 5, got)
+	require.Zero(t, c.Stats().Waits, "a lease was left behind")
+}
+
+// TestDefaultPrefixKeepsTypesApart reads one key from two caches that are
+// configured alike.
+func TestDefaultPrefixKeepsTypesApart(t *testing.T) {
+	t.Parallel()
+	type user struct{ Name string }
+	type photo struct{ Name string }
+	mc := client(t, testserver.Memcached(t))
+	users, err := lookaside.New(mc, func(context.Context, []int) (map[int]user, error) {
+		return map[int]user{1: {"ada"}}, nil
+	}, lookaside.Config[int, user]{})
+	require.NoError(t, err)
+	photos, err := lookaside.New(mc, func(context.Context, []int) (map[int]photo, error) {
+		return map[int]photo{1: {"coffee"}}, nil
+	}, lookaside.Config[int, photo]{})
+	require.NoError(t, err)
+	u, err := users.Get(t.Context(), 1)
+	require.NoError(t, err)
+	require.Equal(t, "ada", u.Name)
+	p, err := photos.Get(t.Context(), 1)
+	require.NoError(t, err)
+	require.Equal(t, "coffee", p.Name)
 }
 
 func TestContextEndsCalls(t *testing.T) {
@@ -280,7 +322,7 @@ func TestContextEndsCalls(t *testing.T) {
 
 	_, err = c.Get(ctx, 0)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
-	_, err = c.GetMulti(ctx, []int{0})
+	_, err = c.GetMulti(ctx, 0)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorIs(t, c.Invalidate(ctx, 0), context.DeadlineExceeded)
 }
@@ -368,7 +410,7 @@ func TestDefaultKeyIsTheNumber(t *testing.T) {
 	load := func(context.Context, []id) (map[id]int, error) { return nil, nil }
 	c, err := lookaside.New(mc, load, lookaside.Config[id, int]{})
 	require.NoError(t, err)
-	require.Equal(t, "lookaside:-42", c.ItemKey(-42))
+	require.Equal(t, "int:-42", c.ItemKey(-42))
 }
 
 // id has a String method that tells nothing.
@@ -378,7 +420,7 @@ func (id) String() string { return "an id" }
 
 // reader is what the freshness test drives.
 type reader interface {
-	GetMulti(ctx context.Context, keys []int) (map[int]int64, error)
+	GetMulti(ctx context.Context, keys ...int) (map[int]int64, error)
 	Invalidate(ctx context.Context, keys ...int) error
 }
 
@@ -424,7 +466,7 @@ func staleReads(t *testing.T, r *rows, evict func(k int), caches ...reader) int6
 				for k := range before {
 					before[k] = floors[k].Load()
 				}
-				got, err := caches[i%len(caches)].GetMulti(ctx, asked)
+				got, err := caches[i%len(caches)].GetMulti(ctx, asked...)
 				if err != nil || len(got) != len(asked) {
 					failed.Add(1)
 				}
@@ -475,7 +517,7 @@ type setAfterLoad struct {
 
 func (c setAfterLoad) item(k int) string { return fmt.Sprintf("%s:%d", c.prefix, k) }
 
-func (c setAfterLoad) GetMulti(ctx context.Context, keys []int) (map[int]int64, error) {
+func (c setAfterLoad) GetMulti(ctx context.Context, keys ...int) (map[int]int64, error) {
 	found := make(map[int]int64)
 	for _, k := range keys {
 		it, err := c.mc.Get(c.item(k))

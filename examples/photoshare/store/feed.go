@@ -75,7 +75,7 @@ func (s *Store) authors(ctx context.Context, ids []idgen.ID) (map[idgen.ID]idgen
 	if len(missing) == 0 {
 		return authors, nil
 	}
-	photos, err := s.photos.GetMulti(ctx, missing)
+	photos, err := s.photos.GetMulti(ctx, missing...)
 	if err != nil {
 		return nil, fmt.Errorf("store: authors: %w", err)
 	}

@@ -136,7 +136,7 @@ func (s *Store) Post(ctx context.Context, viewer, photo idgen.ID) (Post, error) 
 // posts returns the photos of ids, in their order, without those that do not
 // exist.
 func (s *Store) posts(ctx context.Context, viewer idgen.ID, ids []idgen.ID) ([]Post, error) {
-	photos, err := s.photos.GetMulti(ctx, ids)
+	photos, err := s.photos.GetMulti(ctx, ids...)
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
@@ -144,7 +144,7 @@ func (s *Store) posts(ctx context.Context, viewer idgen.ID, ids []idgen.ID) ([]P
 	for _, p := range photos {
 		authors = append(authors, p.Author)
 	}
-	users, err := s.users.GetMulti(ctx, authors)
+	users, err := s.users.GetMulti(ctx, authors...)
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
