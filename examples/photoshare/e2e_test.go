@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -125,9 +126,8 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-// TestLosingRedisAndMemcached loses what is only a copy, under people who are
-// reading.
-func TestLosingRedisAndMemcached(t *testing.T) {
+// TestLosingServers loses one after the other, under people who are reading.
+func TestLosingServers(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	ada, bob := s.signUp(t, "ada"), s.signUp(t, "bob")
@@ -151,6 +151,13 @@ func TestLosingRedisAndMemcached(t *testing.T) {
 	require.NoError(t, s.redis.Restart(t.Context()))
 	bob.logIn()
 	require.Equal(t, want, slices.Concat(bob.feed()...), "Redis came back empty")
+
+	// A node of PostgreSQL is no copy. Who needs it waits, and nothing is lost.
+	require.NoError(t, s.postgres[1].Kill())
+	require.Equal(t, http.StatusServiceUnavailable, bob.get("/people").status)
+	require.NoError(t, s.postgres[1].Restart(t.Context()))
+	require.Eventually(t, func() bool { return bob.get("/people").status == http.StatusOK }, 20*time.Second, 10*time.Millisecond)
+	require.Equal(t, want, slices.Concat(bob.feed()...))
 
 	require.NoError(t, s.memcached.Restart(t.Context()))
 	ada.logIn()

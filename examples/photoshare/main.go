@@ -41,9 +41,12 @@ func main() {
 	// servers end with it.
 	context.AfterFunc(ctx, stop)
 	err := run(ctx, os.Args[1:], os.Stdout)
-	stop()
 	if errors.Is(err, errUsage) {
 		os.Exit(2)
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "photoshare: interrupted")
+		os.Exit(130)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "photoshare:", err)
@@ -87,6 +90,16 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	if flags.NArg() > 0 {
 		fmt.Fprintf(out, "photoshare: %s is one argument too many\n\n%s", strings.Join(flags.Args(), " "), usage)
+		return errUsage
+	}
+	both := 0
+	flags.Visit(func(f *flag.Flag) {
+		if f.Name == "data" || f.Name == "ephemeral" {
+			both++
+		}
+	})
+	if both == 2 {
+		fmt.Fprintf(out, "photoshare: --data keeps everything and --ephemeral nothing: choose one\n\n%s", usage)
 		return errUsage
 	}
 	dir, err := filepath.Abs(*data)

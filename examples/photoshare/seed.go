@@ -50,34 +50,70 @@ var testdata embed.FS
 
 // seedFolder is the command that seeds a data folder nobody runs.
 func seedFolder(ctx context.Context, dir string, out io.Writer) (err error) {
+	data, err := openFolder(dir)
+	if err != nil {
+		return err
+	}
 	fmt.Fprintln(out, "photoshare seeds", dir)
-	sys, err := startSystem(ctx, systemConfig{Dir: dir, Out: out})
+	sys, err := startSystem(ctx, systemConfig{Folder: data, Out: out})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, sys.Close()) }()
-	return seed(ctx, sys.store, out)
+	seeded, err := sys.seedOnce(ctx, data, out)
+	if err == nil && !seeded {
+		err = errors.New("there are people already: seed an empty data folder")
+	}
+	return err
 }
 
-// seed fills an empty store with people who follow one another and share
-// photographs.
+// seedOnce seeds a system without people, and goes on with a seeding that was
+// interrupted. It reports whether there was anything to do.
+func (s *system) seedOnce(ctx context.Context, data *folder, out io.Writer) (bool, error) {
+	if data == nil || !data.seeding() {
+		found, err := s.store.People(ctx, 0, 1)
+		if err != nil || len(found) > 0 {
+			return false, err
+		}
+	}
+	if data != nil {
+		if err := data.beginSeeding(); err != nil {
+			return true, err
+		}
+	}
+	if err := seed(ctx, s.store, out); err != nil {
+		return true, err
+	}
+	if data != nil {
+		return true, data.endSeeding()
+	}
+	return true, nil
+}
+
+// seed puts in people who follow one another and share photographs. What is
+// there from an earlier seeding it leaves alone.
 func seed(ctx context.Context, s *store.Store, out io.Writer) error {
-	found, err := s.People(ctx, 0, 1)
-	if err != nil {
-		return err
-	}
-	if len(found) > 0 {
-		return errors.New("there are people already: seed an empty data folder")
-	}
 	total := len(seedNames) * (1 + len(seedFollows) + seedPhotos)
 	bar := newProgress(out, "seeding", total)
 	defer bar.done(fmt.Sprintf("%d people with %d photos", len(seedNames), len(seedNames)*seedPhotos))
 
 	people := make([]store.User, len(seedNames))
-	err = inParallel(ctx, len(seedNames), func(ctx context.Context, i int) (err error) {
-		defer bar.add(1)
-		people[i], err = s.SignUp(ctx, seedNames[i], seedPassword)
-		return err
+	shared := make([]int, len(seedNames)) // photos that are there
+	err := inParallel(ctx, len(seedNames), func(ctx context.Context, i int) error {
+		u, err := s.SignUp(ctx, seedNames[i], seedPassword)
+		if errors.Is(err, store.ErrNameTaken) {
+			u, err = s.LogIn(ctx, seedNames[i], seedPassword)
+		}
+		if err != nil {
+			return err
+		}
+		photos, err := s.Grid(ctx, u.ID, 0, seedPhotos)
+		if err != nil {
+			return err
+		}
+		people[i], shared[i] = u, len(photos.Items)
+		bar.add(1)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("seed people: %w", err)
@@ -99,10 +135,13 @@ func seed(ctx context.Context, s *store.Store, out io.Writer) error {
 		return err
 	}
 	err = inParallel(ctx, len(people)*seedPhotos, func(ctx context.Context, i int) error {
-		defer bar.add(1)
-		author := people[i*7%len(people)]
+		author := i * 7 % len(people)
+		if i/len(people) < shared[author] {
+			bar.add(1)
+			return nil
+		}
 		which, round := i%len(motifs), i/len(motifs)
-		photo, err := s.Upload(ctx, author.ID, motifs[which].captions[round%len(motifs[which].captions)], detail(pictures[which], round))
+		photo, err := s.Upload(ctx, people[author].ID, motifs[which].captions[round%len(motifs[which].captions)], detail(pictures[which], round))
 		if err != nil {
 			return err
 		}
@@ -111,6 +150,7 @@ func seed(ctx context.Context, s *store.Store, out io.Writer) error {
 				return err
 			}
 		}
+		bar.add(1)
 		return nil
 	})
 	if err != nil {

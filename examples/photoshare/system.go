@@ -2,17 +2,13 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/bradfitz/gomemcache/memcache"
@@ -25,14 +21,9 @@ import (
 	"github.com/shardgram/shardgram/shard"
 )
 
-const (
-	// shards is how many logical shards the demo has. It can never change for
-	// a data folder.
-	shards = 64
-
-	// dataVersion is that of the data folder's layout.
-	dataVersion = 1
-)
+// shards is how many logical shards the demo has. It can never change for a
+// data folder.
+const shards = 64
 
 // A system is everything below the web site: the servers, and the store on
 // them.
@@ -50,8 +41,9 @@ type system struct {
 
 // A systemConfig says where a system keeps its data. The zero value works.
 type systemConfig struct {
-	// Dir is the data folder. Default: a temporary one, removed by Close.
-	Dir string
+	// Folder is where the data is. Default: a temporary folder, removed by
+	// Close.
+	Folder *folder
 
 	// Fast gives up durability, for tests.
 	Fast bool
@@ -78,11 +70,11 @@ func startSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 		return nil, err
 	}
 	var serverDir string
-	if cfg.Dir != "" {
-		if err := checkVersion(cfg.Dir); err != nil {
-			return nil, err
+	if cfg.Folder != nil {
+		serverDir = cfg.Folder.servers
+		if !cfg.Folder.holds(serverDir) {
+			fmt.Fprintf(cfg.Out, "  databases are in %s: their users cannot enter the data folder\n", serverDir)
 		}
-		serverDir = serversDir(cfg.Dir)
 	}
 	s := &system{}
 	s.host, err = localserver.Open(localserver.Config{
@@ -93,7 +85,7 @@ func startSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 		},
 	})
 	if inUse, ok := errors.AsType[*localserver.InUseError](err); ok {
-		return nil, fmt.Errorf("the data folder %s is in use by process %d: stop that one first, or choose another folder with --data", cfg.Dir, inUse.PID)
+		return nil, fmt.Errorf("the data folder is in use by process %d: stop that one first, or choose another folder with --data", inUse.PID)
 	}
 	if err != nil {
 		return nil, err
@@ -107,8 +99,8 @@ func startSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 		return nil, err
 	}
 	blobDir := filepath.Join(s.host.Dir(), "photos")
-	if cfg.Dir != "" {
-		blobDir = filepath.Join(cfg.Dir, "photos")
+	if cfg.Folder != nil {
+		blobDir = cfg.Folder.photos()
 	}
 	if err := os.MkdirAll(blobDir, 0o755); err != nil {
 		return nil, err
@@ -137,7 +129,7 @@ func startSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 		Log: cfg.Log, RepairEvery: cfg.RepairEvery,
 	})
 	if errors.Is(err, shard.ErrNewer) {
-		return nil, fmt.Errorf("the data folder %s was made by a newer photoshare: use that one, or another folder with --data (%w)", cfg.Dir, err)
+		return nil, fmt.Errorf("the data was made by a newer photoshare: use that one, or another folder with --data (%w)", err)
 	}
 	if err != nil {
 		return nil, err
@@ -181,50 +173,4 @@ func (s *system) Close() error {
 		errs = append(errs, s.cluster.Close())
 	}
 	return errors.Join(append(errs, s.host.Close())...)
-}
-
-// checkVersion makes a data folder, or refuses one that is not ours to use.
-func checkVersion(dir string) error {
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return err
-	}
-	file := filepath.Join(dir, "version")
-	text, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return newFolder(dir, file)
-	}
-	if err != nil {
-		return err
-	}
-	version, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		return fmt.Errorf("%s does not hold a version: is %s a folder of photoshare?", file, dir)
-	}
-	if version > dataVersion {
-		return fmt.Errorf("the data folder %s was made by a newer photoshare (version %d, this one knows %d): use that one, or another folder with --data", dir, version, dataVersion)
-	}
-	return nil
-}
-
-func newFolder(dir, file string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	if len(entries) > 0 {
-		return fmt.Errorf("%s is not empty and not a folder of photoshare: choose another one with --data", dir)
-	}
-	return os.WriteFile(file, []byte(strconv.Itoa(dataVersion)+"\n"), 0o644)
-}
-
-// serversDir is where the servers of a data folder keep their files: in it,
-// unless we are root and the users as whom the servers run cannot enter it, as
-// below /root.
-func serversDir(dir string) string {
-	in := filepath.Join(dir, "servers")
-	if localserver.Reachable(in) == nil {
-		return in
-	}
-	sum := sha256.Sum256([]byte(dir))
-	return filepath.Join("/var/lib/photoshare", hex.EncodeToString(sum[:6]))
 }

@@ -32,6 +32,9 @@ type up struct {
 }
 
 func (u *up) run(ctx context.Context, dir string, out io.Writer) (err error) {
+	if host, _, err := net.SplitHostPort(u.addr); err == nil && host == "" {
+		return fmt.Errorf("--addr %q has no host: say 127.0.0.1 for this machine only, or 0.0.0.0 for every network it is on", u.addr)
+	}
 	// A busy port is found before anything is started.
 	listener, err := net.Listen("tcp", u.addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -44,11 +47,13 @@ func (u *up) run(ctx context.Context, dir string, out io.Writer) (err error) {
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	redis.SetLogger(redisLog{log})
-	cfg := systemConfig{Dir: dir, Log: log, Out: out}
+	cfg := systemConfig{Log: log, Out: out}
 	if u.ephemeral {
-		cfg.Dir = ""
 		fmt.Fprintln(out, "photoshare starts; what it stores is thrown away at the end")
 	} else {
+		if cfg.Folder, err = openFolder(dir); err != nil {
+			return err
+		}
 		fmt.Fprintln(out, "photoshare starts; data in", dir)
 	}
 	sys, err := startSystem(ctx, cfg)
@@ -57,12 +62,8 @@ func (u *up) run(ctx context.Context, dir string, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, sys.Close()) }()
 
-	people, err := sys.store.People(ctx, 0, 1)
-	if err != nil {
-		return err
-	}
-	if len(people) == 0 && !u.empty {
-		if err := seed(ctx, sys.store, out); err != nil {
+	if !u.empty {
+		if _, err := sys.seedOnce(ctx, cfg.Folder, out); err != nil {
 			return err
 		}
 	}
@@ -81,9 +82,10 @@ func (u *up) run(ctx context.Context, dir string, out io.Writer) (err error) {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	fmt.Fprintf(out, "\nphotoshare is ready: http://%s\n", listener.Addr())
-	if !u.empty {
-		fmt.Fprintf(out, "Log in as %s with the password %q, or sign up. Ctrl-C stops everything.\n", seedNames[0], seedPassword)
+	if _, err := sys.store.LogIn(ctx, seedNames[0], seedPassword); err == nil {
+		fmt.Fprintf(out, "Log in as %s with the password %q, or sign up. ", seedNames[0], seedPassword)
 	}
+	fmt.Fprintln(out, "Ctrl-C stops everything.")
 	select {
 	case err := <-served:
 		return err

@@ -186,6 +186,81 @@ func TestUpKeepsItsDataAndStopsItsServers(t *testing.T) {
 	require.Contains(t, newer.output(), "was made by a newer photoshare")
 }
 
+// TestUpGoesOnWithASeedingThatWasInterrupted interrupts the first start in the
+// middle.
+func TestUpGoesOnWithASeedingThatWasInterrupted(t *testing.T) {
+	t.Parallel()
+	data := dataFolder(t)
+	up := startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0")
+	require.Eventually(t, func() bool {
+		files, err := filepath.Glob(filepath.Join(data, "photos", "*", "*_150.jpg"))
+		require.NoError(t, err)
+		return len(files) > 3
+	}, time.Minute, 5*time.Millisecond)
+	require.NoError(t, up.cmd.Process.Signal(os.Interrupt))
+	require.Equal(t, 130, up.end(t), up.output())
+	require.Contains(t, up.output(), "stopped at")
+	require.Contains(t, up.output(), "photoshare: interrupted")
+	up.allGone(t)
+
+	up = startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0")
+	guest := (&site{url: up.ready(t)}).visitor(t, "")
+	require.Contains(t, up.output(), "20 people with 60 photos")
+	for _, name := range seedNames {
+		require.Contains(t, guest.get("/u/"+name).body, `<b id="photos">3</b>`, name)
+	}
+	require.NoError(t, up.cmd.Process.Signal(os.Interrupt))
+	require.Equal(t, 0, up.end(t))
+	require.NoFileExists(t, filepath.Join(data, "seeding"))
+}
+
+// TestUpBelowAPrivateFolder keeps its data where the servers' users cannot go,
+// when the tests run as root: as in a checkout below /root.
+func TestUpBelowAPrivateFolder(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "data") // 0700
+	elsewhere := func() string {
+		text, err := os.ReadFile(filepath.Join(data, "servers-at"))
+		if os.Geteuid() != 0 {
+			require.ErrorIs(t, err, os.ErrNotExist)
+			return ""
+		}
+		require.NoError(t, err)
+		return strings.TrimSpace(string(text))
+	}
+	start := func() (*program, *site) {
+		up := startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0", "--empty")
+		return up, &site{url: up.ready(t)}
+	}
+	stop := func(up *program) {
+		require.NoError(t, up.cmd.Process.Signal(os.Interrupt))
+		require.Equal(t, 0, up.end(t))
+	}
+	up, s := start()
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(elsewhere())) })
+	require.NotContains(t, up.output(), "Log in as")
+	s.signUp(t, "ada")
+	stop(up)
+	up, s = start()
+	s.visitor(t, "ada").logIn()
+	stop(up)
+
+	first := elsewhere()
+	if first == "" {
+		return
+	}
+	require.NoError(t, os.Rename(first, first+"-away"))
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(first+"-away")) })
+	lost := startProgram(t, "up", "--data", data, "--addr", "127.0.0.1:0")
+	require.Equal(t, 1, lost.end(t))
+	require.Contains(t, lost.output(), "are gone")
+	require.NoError(t, os.RemoveAll(data))
+	up, s = start()
+	a := s.visitor(t, "ada").post("/login", map[string][]string{"name": {"ada"}, "password": {"correct horse"}})
+	require.Equal(t, 401, a.status, "a new folder is a new site")
+	stop(up)
+}
+
 func TestUpEphemeralThrowsItsDataAway(t *testing.T) {
 	t.Parallel()
 	tmp := dataFolder(t)
@@ -235,7 +310,7 @@ func TestUpNamesTheServersItCannotUse(t *testing.T) {
 
 func TestRunRefusesWrongUse(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"dance"}, {"up", "--loud"}, {"up", "now"}, {"seed", "--addr", "x"}} {
+	for _, args := range [][]string{{"dance"}, {"up", "--loud"}, {"up", "now"}, {"seed", "--addr", "x"}, {"up", "--ephemeral", "--data", "x"}} {
 		var out bytes.Buffer
 		require.ErrorIs(t, run(t.Context(), args, &out), errUsage, "%v", args)
 		require.Contains(t, out.String(), "usage:")
@@ -250,6 +325,8 @@ func TestRunRefusesWrongUse(t *testing.T) {
 	require.ErrorContains(t, err, "is not empty and not a folder of photoshare")
 	err = run(t.Context(), []string{"up", "--addr", "nowhere"}, &out)
 	require.ErrorContains(t, err, `cannot listen on "nowhere"`)
+	err = run(t.Context(), []string{"up", "--addr", ":0"}, &out)
+	require.ErrorContains(t, err, "has no host")
 }
 
 // dataFolder is a folder that the servers' users can enter, which those of

@@ -11,12 +11,16 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	"net"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/bradfitz/gomemcache/memcache"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/shardgram/shardgram/examples/photoshare/blob"
@@ -45,6 +49,20 @@ var (
 type InvalidError struct{ Field, Reason string }
 
 func (e *InvalidError) Error() string { return e.Field + ": " + e.Reason }
+
+// Unavailable tells whether an error comes from a server that could not be
+// reached, or had no room: nobody's fault, and gone after a while.
+func Unavailable(err error) bool {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		// Connection exception, insufficient resources, operator intervention.
+		return slices.Contains([]string{"08", "53", "57"}, pg.Code[:2])
+	}
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+	_, network := errors.AsType[net.Error](err)
+	return network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
 
 // A User is a person who signed up.
 type User struct {

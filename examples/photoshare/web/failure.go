@@ -64,7 +64,7 @@ func explain(err error) failure {
 		return failure{http.StatusForbidden, "", "Not from here", "That form came from another site, so nothing was done. Open photoshare and try it there."}
 	case is(errMethod):
 		return failure{http.StatusMethodNotAllowed, "", "Not that way", "This address takes no such request. Go back and use the buttons on the page."}
-	case is(errSessions), is(context.DeadlineExceeded):
+	case is(errSessions), is(context.DeadlineExceeded), store.Unavailable(err):
 		return failure{http.StatusServiceUnavailable, "", "Back in a moment", "We cannot reach a part of photoshare right now. Nothing is lost; try again in a few seconds."}
 	}
 	return failure{http.StatusInternalServerError, "", "Something broke", "It is our fault, not yours. Try again; if it stays, tell us the number below."}
