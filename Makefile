@@ -22,6 +22,7 @@ help: ## this list
 
 demo: ## start the photo-sharing server with its own PostgreSQL, Redis and memcached
 	@sh tools/setup.sh demo
+	@echo building photoshare
 	@cd examples && go build -o ../bin/photoshare ./photoshare
 	@exec bin/photoshare up --data $(DATA) --addr $(ADDR)
 
@@ -30,7 +31,7 @@ test: ## all checks and all tests, against real servers that they start themselv
 	@$(MAKE) --no-print-directory lint race
 
 race: ## all tests under the race detector
-	@rm -rf $(ARTIFACTS) && mkdir -p $(ARTIFACTS)
+	@mkdir -p $(ARTIFACTS) && rm -rf $(ARTIFACTS)/_artifacts
 	@$(call each,tests,go test -race -shuffle=on -timeout=10m -artifacts -outputdir=$(ARTIFACTS) ./...)
 	@echo "screenshots are in $(ARTIFACTS)"
 

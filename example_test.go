@@ -60,7 +60,7 @@ func Example() {
 
 	feeds := must(feedcache.New(rdb, photosOf, feedcache.Config{}))
 	must(feeds.Push(ctx, slices.Values([]int64{bob, carol}), int64(photo)))
-	page := must(feeds.Page(ctx, bob, 0, 20)) // one round trip
+	page := must(feeds.Page(ctx, bob, 0, 20)) // from PostgreSQL once, then from Redis
 
 	fmt.Println(page.IDs[0] == int64(photo), cluster.ID(photo) == alice)
 	// Output: true true

@@ -54,8 +54,8 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     if command -v apt-get >/dev/null 2>&1; then
         echo "setup: get it with: sudo apt-get install --no-install-recommends$missing" >&2
     else
-        echo "setup: those are Debian's names; install your system's packages of PostgreSQL 15 or newer," >&2
-        echo "setup: Redis 7 or newer, memcached 1.6 or newer and Chromium, with the programs on PATH" >&2
+        echo "setup: those are Debian's names; install your system's packages of the same, with PostgreSQL" >&2
+        echo "setup: 15, Redis 7.0 and memcached 1.6 or newer, and see that the programs are on PATH" >&2
     fi
     exit 0
 fi

@@ -162,7 +162,7 @@ func seed(ctx context.Context, s *store.Store, out io.Writer) error {
 // inParallel calls do for 0 to n-1, a few at a time, until one fails.
 func inParallel(ctx context.Context, n int, do func(context.Context, int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(4)
+	group.SetLimit(12)
 	for i := range n {
 		group.Go(func() error { return do(ctx, i) })
 	}
