@@ -91,16 +91,9 @@ func (s *Store) UserByName(ctx context.Context, name string) (User, error) {
 }
 
 func (s *Store) loadUsers(ctx context.Context, ids []idgen.ID) (map[idgen.ID]User, error) {
-	rows, err := gather(ctx, s.shards, ids, pgx.RowToStructByPos[User],
+	users, err := gather(ctx, s.shards, ids, pgx.RowToStructByPos[User],
 		"select id, name from account where id = any($1)")
-	if err != nil {
-		return nil, err
-	}
-	users := make(map[idgen.ID]User, len(rows))
-	for _, u := range rows {
-		users[u.ID] = u
-	}
-	return users, nil
+	return byID(users, func(u User) idgen.ID { return u.ID }), err
 }
 
 // fold makes a name of what a person types for it.

@@ -41,3 +41,11 @@ func gather[T any](ctx context.Context, c *shard.Cluster, ids []idgen.ID, scan p
 	}
 	return all, nil
 }
+
+func byID[T any](rows []T, id func(T) idgen.ID) map[idgen.ID]T {
+	m := make(map[idgen.ID]T, len(rows))
+	for _, row := range rows {
+		m[id(row)] = row
+	}
+	return m
+}

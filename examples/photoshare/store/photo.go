@@ -104,9 +104,10 @@ func (s *Store) putImages(ctx context.Context, id idgen.ID, images map[imaging.S
 	return nil
 }
 
-// imageKey spreads the files over folders by shard.
+// imageKey spreads the files over folders by shard. The ID is in decimal: there
+// are disks that take aB and Ab for one name.
 func imageKey(id idgen.ID, size imaging.Size) string {
-	return fmt.Sprintf("%04d/%s_%d.jpg", idgen.Default.Shard(id), id.Short(), size)
+	return fmt.Sprintf("%04d/%d_%d.jpg", idgen.Default.Shard(id), id, size)
 }
 
 // Image returns one size of a photo's image, a JPEG. Errors: ErrNotFound.
@@ -223,14 +224,7 @@ func (s *Store) likedBy(ctx context.Context, viewer idgen.ID, ids []idgen.ID) (m
 }
 
 func (s *Store) loadPhotos(ctx context.Context, ids []idgen.ID) (map[idgen.ID]Photo, error) {
-	rows, err := gather(ctx, s.shards, ids, pgx.RowToStructByPos[Photo],
+	photos, err := gather(ctx, s.shards, ids, pgx.RowToStructByPos[Photo],
 		"select id, author_id, caption, likes from photo where id = any($1)")
-	if err != nil {
-		return nil, err
-	}
-	photos := make(map[idgen.ID]Photo, len(rows))
-	for _, p := range rows {
-		photos[p.ID] = p
-	}
-	return photos, nil
+	return byID(photos, func(p Photo) idgen.ID { return p.ID }), err
 }
