@@ -31,6 +31,7 @@ func newBrowser(t *testing.T, url string) *browser {
 	opts := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(path),
 		chromedp.UserDataDir(t.TempDir()),
+		chromedp.Env("TMPDIR="+t.TempDir()), // it leaves folders behind
 		chromedp.NoSandbox, // it refuses to run as root with one
 		chromedp.DisableGPU,
 		chromedp.NoFirstRun,
