@@ -32,7 +32,7 @@ func newBrowser(t *testing.T, url string) *browser {
 		chromedp.ExecPath(path),
 		chromedp.UserDataDir(t.TempDir()),
 		chromedp.Env("TMPDIR="+t.TempDir()), // it leaves folders behind
-		chromedp.NoSandbox, // it refuses to run as root with one
+		chromedp.NoSandbox,                  // it refuses to run as root with one
 		chromedp.DisableGPU,
 		chromedp.NoFirstRun,
 		// Nothing but the page under test is asked for.

@@ -19,9 +19,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// asProgram is set in the environment of a test binary that is to be photoshare
-// itself: only a process of its own can be interrupted and killed.
-const asProgram = "PHOTOSHARE_TEST_AS_PROGRAM"
+// build makes the program itself, as only a process of its own can be interrupted
+// and killed.
+var build = sync.OnceValues(func() (string, error) {
+	file, err := filepath.Abs("../../bin/photoshare")
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.Command("go", "build", "-o", file, ".").CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return file, err
+})
 
 // A program is a photoshare process.
 type program struct {
@@ -38,9 +48,11 @@ func startProgram(t *testing.T, args ...string) *program {
 
 // startProgramWith sets variables of the environment, too.
 func startProgramWith(t *testing.T, env []string, args ...string) *program {
+	file, err := build()
+	require.NoError(t, err)
 	p := &program{lines: make(chan string, 1000)}
-	p.cmd = exec.Command(os.Args[0], args...)
-	p.cmd.Env = append(append(os.Environ(), asProgram+"=1"), env...)
+	p.cmd = exec.Command(file, args...)
+	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Dir = t.TempDir()
 	stdout, err := p.cmd.StdoutPipe()
 	require.NoError(t, err)
