@@ -76,7 +76,11 @@ func readMigrations(files fs.FS) ([]migration, error) {
 
 func (s Shard) migrate(ctx context.Context, tx pgx.Tx, list []migration) error {
 	// Two programs that migrate at once must not both create the schema. The
-	// lock ends with the transaction.
+	// lock ends with the transaction, and what the other has done must be seen
+	// then, whatever isolation is the default.
+	if _, err := tx.Exec(ctx, "set transaction isolation level read committed"); err != nil {
+		return err
+	}
 	if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock(hashtextextended($1, 0))", s.Schema()); err != nil {
 		return err
 	}

@@ -89,7 +89,7 @@ func TestMigrateRefusesAFileThatEndsTheTransaction(t *testing.T) {
 
 func TestMigrateRunsInTwoProgramsAtOnce(t *testing.T) {
 	t.Parallel()
-	cat := twoNodes(t)
+	cat := shard.Static(8, shard.Node{Name: "a", DSN: testserver.Postgres(t) + "&default_transaction_isolation=repeatable%20read"})
 	one, two := open(t, cat, shard.Config{}), open(t, cat, shard.Config{})
 	other := make(chan error)
 	go func() { other <- one.Migrate(t.Context(), notes) }()

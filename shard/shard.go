@@ -27,8 +27,10 @@
 // # Non-guarantees
 //
 // There is no transaction over several shards; uniqueness holds within a
-// shard. SQL that sets search_path itself, outside of a transaction, breaks
-// the connection it runs on. A pooler in transaction mode between this package
+// shard. SQL that sets search_path itself breaks the connection it runs on; use
+// set local, in a transaction. While shards differ in their version, as in the
+// middle of a Migrate, select * fails when a connection comes from one to the
+// other: list the columns. A pooler in transaction mode between this package
 // and PostgreSQL is not supported.
 //
 // # Cost

@@ -77,6 +77,7 @@ func (u *up) run(ctx context.Context, dir string, out io.Writer) (err error) {
 		ReadTimeout:       time.Minute, // a photo from a slow phone
 		WriteTimeout:      2 * time.Minute,
 		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10, // pages repeat their address in every form
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)
@@ -92,11 +93,12 @@ func (u *up) run(ctx context.Context, dir string, out io.Writer) (err error) {
 	case <-ctx.Done():
 	}
 	fmt.Fprintln(out, "\nphotoshare stops")
-	// Requests under way may end; a hanging one does not keep us.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	// Requests under way may end. What still hangs then, as a browser's
+	// connection that has asked for nothing, is cut.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	if err := server.Shutdown(ctx); err != nil {
-		return errors.Join(err, server.Close())
+	if err := server.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		return err
 	}
-	return nil
+	return server.Close()
 }

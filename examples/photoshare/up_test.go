@@ -171,6 +171,9 @@ func TestUpKeepsItsDataAndStopsItsServers(t *testing.T) {
 	require.Equal(t, 1, second.end(t))
 	require.Contains(t, second.output(), fmt.Sprintf("in use by process %d", up.cmd.Process.Pid))
 
+	idle, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://")) // as browsers keep one
+	require.NoError(t, err)
+	defer idle.Close()
 	require.NoError(t, up.cmd.Process.Signal(os.Interrupt))
 	require.Equal(t, 0, up.end(t), "Ctrl-C is a clean end: %s", up.output())
 	up.allGone(t)

@@ -195,6 +195,7 @@ func TestTheFeedIsRightAfterRedisLostEverything(t *testing.T) {
 	for _, lose := range []func(){
 		func() { require.NoError(t, r.rdb.FlushAll(t.Context()).Err()) },
 		func() {
+			require.NoError(t, r.rdb.FlushAll(t.Context()).Err()) // it keeps its data otherwise
 			require.NoError(t, r.redis.Kill())
 			require.NoError(t, r.redis.Restart(t.Context()))
 		},
@@ -226,6 +227,41 @@ func TestTheFeedIsRightWhileRedisIsGone(t *testing.T) {
 	require.NoError(t, r.redis.Restart(t.Context()))
 	eventually(t, "the fan-out is done", func() bool { return r.count(t, "fanout") == 0 })
 	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
+}
+
+// TestAFollowIsSeenThoughRedisWasGone follows somebody while the feed, which is
+// warm and comes back, cannot be told.
+func TestAFollowIsSeenThoughRedisWasGone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
+	p := r.upload(t, ada, "")
+	require.Empty(t, r.home(t, bob, 4))
+	require.NoError(t, r.redis.Kill())
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	require.Equal(t, 1, r.count(t, "stale_feed"))
+	require.NoError(t, r.redis.Restart(t.Context()))
+	eventually(t, "the repair renews the feed", func() bool { return r.count(t, "stale_feed") == 0 })
+	require.Equal(t, []idgen.ID{p.ID}, r.home(t, bob, 4))
+}
+
+// TestALikeIsSeenThoughMemcachedHung likes a photo whose copy in memcached
+// cannot be deleted, and is there again afterwards.
+func TestALikeIsSeenThoughMemcachedHung(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada := r.signUp(t, "ada")
+	p := r.upload(t, ada, "")
+	_, err := r.Post(t.Context(), ada.ID, p.ID)
+	require.NoError(t, err)
+	require.NoError(t, r.memcache.Pause())
+	require.NoError(t, r.Like(t.Context(), ada.ID, p.ID))
+	require.Equal(t, 1, r.count(t, "stale_photo"))
+	require.NoError(t, r.memcache.Resume())
+	eventually(t, "the repair deletes the copy", func() bool { return r.count(t, "stale_photo") == 0 })
+	post, err := r.Post(t.Context(), ada.ID, p.ID)
+	require.NoError(t, err)
+	require.Equal(t, 1, post.Likes)
 }
 
 // TestAPhotoIsPushedThoughTheProgramDied leaves the note of a fan-out that did

@@ -93,11 +93,8 @@ func (s *Store) authors(ctx context.Context, ids []idgen.ID) (map[idgen.ID]idgen
 // newest is the source of the home feeds: the photos of those whom owner
 // follows, and the owner's, from PostgreSQL.
 func (s *Store) newest(ctx context.Context, owner, before int64, n int) ([]int64, error) {
-	rows, err := s.shards.ID(idgen.ID(owner)).Query(ctx, "select followed_id from following where user_id = $1", owner)
-	if err != nil {
-		return nil, err
-	}
-	authors, err := pgx.CollectRows(rows, pgx.RowTo[idgen.ID])
+	authors, err := collect(ctx, s.shards.ID(idgen.ID(owner)), pgx.RowTo[idgen.ID],
+		"select followed_id from following where user_id = $1", owner)
 	if err != nil {
 		return nil, err
 	}
@@ -125,12 +122,8 @@ func (s *Store) fanOut(ctx context.Context, p Photo) error {
 			return
 		}
 		for after := int64(0); ; {
-			var followers []int64
-			rows, err := home.Query(ctx, `select follower_id from follower
+			followers, err := collect(ctx, home, pgx.RowTo[int64], `select follower_id from follower
 				where user_id = $1 and follower_id > $2 order by follower_id limit $3`, p.Author, after, chunk)
-			if err == nil {
-				followers, err = pgx.CollectRows(rows, pgx.RowTo[int64])
-			}
 			if err != nil {
 				readErr = err
 				return

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -30,13 +31,12 @@ func (s *Store) Profile(ctx context.Context, viewer idgen.ID, name string) (Prof
 	err = s.shards.ID(u.ID).QueryRow(ctx, `select
 			(select count(*) from photo where author_id = $1),
 			(select count(*) from follower where user_id = $1),
-			(select count(*) from following where user_id = $1),
-			exists (select from follower where user_id = $1 and follower_id = $2)`,
-		u.ID, viewer).Scan(&p.Photos, &p.Followers, &p.Following, &p.Followed)
+			(select count(*) from following where user_id = $1)`,
+		u.ID).Scan(&p.Photos, &p.Followers, &p.Following)
 	if err != nil {
 		return Profile{}, notFound(err)
 	}
-	return p, nil
+	return p, s.markFollowed(ctx, viewer, &p)
 }
 
 // People returns the newest users but the viewer, for a page of whom to
@@ -45,18 +45,13 @@ func (s *Store) People(ctx context.Context, viewer idgen.ID, n int) ([]Profile, 
 	var mu sync.Mutex
 	var people []Profile
 	err := s.shards.Each(ctx, s.shards.Shards(), func(ctx context.Context, sh shard.Shard) error {
-		rows, err := sh.Query(ctx, `select id, name,
+		found, err := collect(ctx, sh, func(row pgx.CollectableRow) (p Profile, err error) {
+			return p, row.Scan(&p.ID, &p.Name, &p.Photos, &p.Followers, &p.Following)
+		}, `select id, name,
 				(select count(*) from photo where author_id = account.id),
 				(select count(*) from follower where user_id = account.id),
-				(select count(*) from following where user_id = account.id),
-				exists (select from follower where user_id = account.id and follower_id = $1)
+				(select count(*) from following where user_id = account.id)
 			from account where id <> $1 order by id desc limit $2`, viewer, n)
-		if err != nil {
-			return err
-		}
-		found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p Profile, err error) {
-			return p, row.Scan(&p.ID, &p.Name, &p.Photos, &p.Followers, &p.Following, &p.Followed)
-		})
 		mu.Lock()
 		defer mu.Unlock()
 		people = append(people, found...)
@@ -66,7 +61,28 @@ func (s *Store) People(ctx context.Context, viewer idgen.ID, n int) ([]Profile, 
 		return nil, fmt.Errorf("store: people: %w", err)
 	}
 	slices.SortFunc(people, func(a, b Profile) int { return int(min(max(b.ID-a.ID, -1), 1)) })
-	return people[:min(n, len(people))], nil
+	people = people[:min(n, len(people))]
+	marks := make([]*Profile, len(people))
+	for i := range people {
+		marks[i] = &people[i]
+	}
+	return people, s.markFollowed(ctx, viewer, marks...)
+}
+
+// markFollowed sets Followed by the row that the home feed goes by.
+func (s *Store) markFollowed(ctx context.Context, viewer idgen.ID, profiles ...*Profile) error {
+	if viewer == 0 {
+		return nil
+	}
+	users := make([]idgen.ID, len(profiles))
+	for i, p := range profiles {
+		users[i] = p.ID
+	}
+	followed, err := s.followedAmong(ctx, viewer, users)
+	for _, p := range profiles {
+		p.Followed = slices.Contains(followed, p.ID)
+	}
+	return err
 }
 
 // Follow makes viewer follow target. Following twice is following once.
@@ -82,44 +98,79 @@ func (s *Store) Follow(ctx context.Context, viewer, target idgen.ID) error {
 	// The one that the home feed goes by is written last and deleted first:
 	// half a follow pushes photos to a feed that does not show them, which
 	// harms nobody, and the other half is made by the next press.
+	defer s.follows.lock(viewer)()
 	if _, err := s.shards.ID(target).Exec(ctx,
 		"insert into follower (user_id, follower_id) values ($1, $2) on conflict do nothing", target, viewer); err != nil {
 		return fmt.Errorf("store: follow: %w", err)
 	}
-	if _, err := s.shards.ID(viewer).Exec(ctx,
-		"insert into following (user_id, followed_id) values ($1, $2) on conflict do nothing", viewer, target); err != nil {
+	since, err := s.changeFollowing(ctx, viewer, target,
+		"insert into following (user_id, followed_id) values ($1, $2) on conflict do nothing")
+	if err != nil {
 		return fmt.Errorf("store: follow: %w", err)
 	}
-	return s.dropFeed(ctx, viewer)
+	s.renewFeed(ctx, viewer, since)
+	return nil
 }
 
 // Unfollow ends it. Errors: none for one who was not followed.
 func (s *Store) Unfollow(ctx context.Context, viewer, target idgen.ID) error {
-	if _, err := s.shards.ID(viewer).Exec(ctx,
-		"delete from following where user_id = $1 and followed_id = $2", viewer, target); err != nil {
+	defer s.follows.lock(viewer)()
+	since, err := s.changeFollowing(ctx, viewer, target,
+		"delete from following where user_id = $1 and followed_id = $2")
+	if err != nil {
 		return notFound(err)
 	}
 	if _, err := s.shards.ID(target).Exec(ctx,
 		"delete from follower where user_id = $1 and follower_id = $2", target, viewer); err != nil {
 		return notFound(err)
 	}
-	return s.dropFeed(ctx, viewer)
+	s.renewFeed(ctx, viewer, since)
+	return nil
 }
 
-// dropFeed makes the next look at a home feed build it anew.
-func (s *Store) dropFeed(ctx context.Context, owner idgen.ID) error {
-	if err := s.feeds.Drop(ctx, int64(owner)); err != nil {
-		return fmt.Errorf("store: the follow is stored, but the feed is not new: %w", err)
+// changeFollowing writes whom viewer follows and, in the same transaction, that
+// viewer's feed does not show it yet.
+func (s *Store) changeFollowing(ctx context.Context, viewer, target idgen.ID, sql string) (since time.Time, err error) {
+	err = s.shards.ID(viewer).InTx(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, sql, viewer, target); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, `insert into stale_feed (user_id) values ($1)
+			on conflict (user_id) do update set since = clock_timestamp() returning since`, viewer).Scan(&since)
+	})
+	return since, err
+}
+
+// renewFeed drops a home feed, so that the next look at it builds it anew. What
+// it cannot do it leaves to the repair.
+func (s *Store) renewFeed(ctx context.Context, owner idgen.ID, since time.Time) {
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
+	err := s.feeds.Drop(ctx, int64(owner))
+	if err == nil {
+		_, err = s.shards.ID(owner).Exec(ctx, "delete from stale_feed where user_id = $1 and since = $2", owner, since)
 	}
-	return nil
+	if err != nil {
+		s.log.WarnContext(ctx, "a feed is left to the repair", "owner", owner, "err", err)
+	}
+}
+
+// locks keep two presses of one person from crossing each other on the way to
+// two shards.
+type locks [64]sync.Mutex
+
+func (l *locks) lock(id idgen.ID) (unlock func()) {
+	m := &l[uint64(id)%uint64(len(l))]
+	m.Lock()
+	return m.Unlock
 }
 
 // followedAmong returns which of some users viewer follows.
 func (s *Store) followedAmong(ctx context.Context, viewer idgen.ID, users []idgen.ID) ([]idgen.ID, error) {
-	rows, err := s.shards.ID(viewer).Query(ctx,
+	followed, err := collect(ctx, s.shards.ID(viewer), pgx.RowTo[idgen.ID],
 		"select followed_id from following where user_id = $1 and followed_id = any($2)", viewer, users)
 	if err != nil {
 		return nil, notFound(err)
 	}
-	return pgx.CollectRows(rows, pgx.RowTo[idgen.ID])
+	return followed, nil
 }

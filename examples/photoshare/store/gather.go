@@ -26,11 +26,7 @@ func gather[T any](ctx context.Context, c *shard.Cluster, ids []idgen.ID, scan p
 	var mu sync.Mutex
 	var all []T
 	err := c.Each(ctx, shards, func(ctx context.Context, sh shard.Shard) error {
-		rows, err := sh.Query(ctx, sql, slices.Concat([]any{groups[sh]}, args)...)
-		if err != nil {
-			return err
-		}
-		found, err := pgx.CollectRows(rows, scan)
+		found, err := collect(ctx, sh, scan, sql, slices.Concat([]any{groups[sh]}, args)...)
 		mu.Lock()
 		defer mu.Unlock()
 		all = append(all, found...)
@@ -40,6 +36,15 @@ func gather[T any](ctx context.Context, c *shard.Cluster, ids []idgen.ID, scan p
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	return all, nil
+}
+
+// collect returns the rows of a query on one shard.
+func collect[T any](ctx context.Context, sh shard.Shard, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
+	rows, err := sh.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, scan)
 }
 
 func byID[T any](rows []T, id func(T) idgen.ID) map[idgen.ID]T {

@@ -20,8 +20,8 @@ const MaxCaption = 2200
 
 // Upload stores a photo and puts it into the feeds of the author's followers.
 // Either the row and all files are stored, or none of them, also when the
-// program dies half-way: what is left then is cleared away within minutes of the
-// next start. Errors: those of imaging, *InvalidError for the caption.
+// program dies half-way: what is left then is cleared away after the next
+// start. Errors: those of imaging, *InvalidError for the caption.
 func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpeg []byte) (Photo, error) {
 	if n := utf8.RuneCountInString(caption); n > MaxCaption {
 		return Photo{}, &InvalidError{"caption", fmt.Sprintf("The caption has %d characters. The most is %d.", n, MaxCaption)}
@@ -47,7 +47,7 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 		return Photo{}, fmt.Errorf("store: upload: %w", err)
 	}
 	if err := s.putImages(ctx, id, images); err != nil {
-		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(context.WithoutCancel(ctx), id)))
+		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(ctx, id)))
 	}
 	err = home.InTx(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, "delete from upload where photo_id = $1", id)
@@ -64,8 +64,9 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 		return err
 	})
 	if err != nil {
-		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(context.WithoutCancel(ctx), id)))
+		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(ctx, id)))
 	}
+	s.invalidate(ctx, id) // somebody may have asked for it too early
 	if err := s.fanOut(ctx, p); err != nil {
 		s.log.WarnContext(ctx, "fan-out is left to the repair", "photo", id, "err", err)
 	}
@@ -75,7 +76,7 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 // abandon removes the files of an upload that came to nothing. It does nothing
 // when the photo was stored after all.
 func (s *Store) abandon(ctx context.Context, id idgen.ID) error {
-	ctx, cancel := context.WithTimeout(ctx, abandonTimeout)
+	ctx, cancel := afterwards(ctx)
 	defer cancel()
 	// Until the files are gone the row is only locked: if that fails, it is
 	// still there for the next try.
@@ -167,14 +168,10 @@ func (s *Store) Grid(ctx context.Context, author, before idgen.ID, n int) (Page[
 	if before == 0 {
 		before = idgen.MaxID
 	}
-	rows, err := s.shards.ID(author).Query(ctx, `select id, author_id, caption, likes from photo
-		where author_id = $1 and id < $2 order by id desc limit $3`, author, before, n+1)
+	photos, err := collect(ctx, s.shards.ID(author), pgx.RowToStructByPos[Photo], `select id, author_id, caption, likes
+		from photo where author_id = $1 and id < $2 order by id desc limit $3`, author, before, n+1)
 	if err != nil {
 		return Page[Photo]{}, notFound(err)
-	}
-	photos, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Photo])
-	if err != nil {
-		return Page[Photo]{}, fmt.Errorf("store: grid: %w", err)
 	}
 	if len(photos) <= n {
 		return Page[Photo]{Items: photos}, nil
@@ -201,13 +198,29 @@ func (s *Store) setLike(ctx context.Context, viewer, photo idgen.ID, sql string)
 	if _, err := s.photos.Get(ctx, photo); err != nil {
 		return notFound(err)
 	}
-	if _, err := s.shards.ID(photo).Exec(ctx, sql, photo, viewer); err != nil {
+	_, err := s.shards.ID(photo).Exec(ctx, sql, photo, viewer)
+	// After an error, too: it may have come when the row was changed already.
+	s.invalidate(ctx, photo)
+	if err != nil {
 		return fmt.Errorf("store: like: %w", err)
 	}
-	if err := s.photos.Invalidate(ctx, photo); err != nil {
-		s.log.WarnContext(ctx, "a cached photo keeps its old count of likes until it expires", "photo", photo, "err", err)
-	}
 	return nil
+}
+
+// invalidate ends the life of a photo in the cache, which is not as it was. What
+// it cannot do it leaves to the repair.
+func (s *Store) invalidate(ctx context.Context, photo idgen.ID) {
+	ctx, cancel := afterwards(ctx)
+	defer cancel()
+	err := s.photos.Invalidate(ctx, photo)
+	if err == nil {
+		return
+	}
+	s.log.WarnContext(ctx, "a cached photo is left to the repair", "photo", photo, "err", err)
+	if _, err := s.shards.ID(photo).Exec(ctx, `insert into stale_photo (photo_id) values ($1)
+		on conflict (photo_id) do update set since = clock_timestamp()`, photo); err != nil {
+		s.log.ErrorContext(ctx, "a cached photo stays old until it expires", "photo", photo, "err", err)
+	}
 }
 
 func (s *Store) likedBy(ctx context.Context, viewer idgen.ID, ids []idgen.ID) (map[idgen.ID]bool, error) {

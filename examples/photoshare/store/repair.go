@@ -11,8 +11,11 @@ import (
 	"github.com/shardgram/shardgram/shard"
 )
 
-// abandonTimeout bounds the clearing away of one upload.
-const abandonTimeout = 10 * time.Second
+// afterwards is the context of work that a change in PostgreSQL asks for: it
+// does not end when the visitor leaves.
+func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+}
 
 func (s *Store) repairForever(ctx context.Context, every time.Duration) {
 	ticker := time.NewTicker(every)
@@ -29,25 +32,28 @@ func (s *Store) repairForever(ctx context.Context, every time.Duration) {
 	}
 }
 
-// repair finishes what was cut off more than age ago: it removes the files of
-// uploads that came to nothing, and pushes photos to feeds that lack them.
-// Work that somebody is still at may be done twice, which changes nothing.
+// repair finishes what was cut off more than age ago, the work that has rows in
+// the tables for it. Work that somebody is still at may be done twice, which
+// changes nothing.
 func (s *Store) repair(ctx context.Context, age time.Duration) error {
 	return s.shards.Each(ctx, s.shards.Shards(), func(ctx context.Context, sh shard.Shard) error {
-		rows, err := sh.Query(ctx, "select photo_id from upload where started_at < now() - $1::interval", age)
+		uploads, err := collect(ctx, sh, pgx.RowTo[idgen.ID],
+			"select photo_id from upload where started_at < now() - $1::interval", age)
 		if err != nil {
 			return err
 		}
-		uploads, err := pgx.CollectRows(rows, pgx.RowTo[idgen.ID])
+		photos, err := collect(ctx, sh, pgx.RowToStructByPos[Photo], `select id, author_id, caption, likes
+			from photo join fanout on photo_id = id where since < now() - $1::interval`, age)
 		if err != nil {
 			return err
 		}
-		rows, err = sh.Query(ctx, `select id, author_id, caption, likes from photo
-			join fanout on photo_id = id where since < now() - $1::interval`, age)
+		feeds, err := collect(ctx, sh, pgx.RowToStructByPos[stale],
+			"select user_id, since from stale_feed where since < now() - $1::interval", age)
 		if err != nil {
 			return err
 		}
-		photos, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Photo])
+		cached, err := collect(ctx, sh, pgx.RowToStructByPos[stale],
+			"select photo_id, since from stale_photo where since < now() - $1::interval", age)
 		if err != nil {
 			return err
 		}
@@ -58,6 +64,22 @@ func (s *Store) repair(ctx context.Context, age time.Duration) error {
 		for _, p := range photos {
 			errs = append(errs, s.fanOut(ctx, p))
 		}
+		for _, f := range feeds {
+			s.renewFeed(ctx, f.ID, f.Since)
+		}
+		for _, p := range cached {
+			err := s.photos.Invalidate(ctx, p.ID)
+			if err == nil {
+				_, err = sh.Exec(ctx, "delete from stale_photo where photo_id = $1 and since = $2", p.ID, p.Since)
+			}
+			errs = append(errs, err)
+		}
 		return errors.Join(errs...)
 	})
+}
+
+// stale is a row of stale_feed or stale_photo.
+type stale struct {
+	ID    idgen.ID
+	Since time.Time
 }

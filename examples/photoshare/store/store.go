@@ -122,7 +122,9 @@ type Store struct {
 	blobs  blob.Store
 	images *imaging.Processor
 	hasher hasher
-	log    *slog.Logger
+	// follows is held while a person's follows change.
+	follows locks
+	log     *slog.Logger
 
 	cancel   context.CancelFunc
 	repairer sync.WaitGroup

@@ -52,7 +52,8 @@ func newRig(t *testing.T) *rig {
 func newRigOn(t *testing.T, host *localserver.Host, nodes ...shard.Node) *rig {
 	r := &rig{dir: t.TempDir()}
 	var err error
-	r.redis, err = host.Redis(t.Context(), "redis", localserver.RedisConfig{})
+	// It keeps what it has over a restart: a feed that comes back may be old.
+	r.redis, err = host.Redis(t.Context(), "redis", localserver.RedisConfig{Settings: map[string]string{"appendonly": "yes"}})
 	require.NoError(t, err)
 	r.memcache, err = host.Memcached(t.Context(), "memcached", localserver.MemcachedConfig{})
 	require.NoError(t, err)
@@ -262,8 +263,39 @@ func TestALatePushOfAnUnfollowedAuthorIsNotShown(t *testing.T) {
 	require.NoError(t, err)
 	p := r.upload(t, ada, "late")
 	require.Empty(t, r.home(t, bob, 5))
+	profile, err := r.Profile(t.Context(), bob.ID, "ada")
+	require.NoError(t, err)
+	require.False(t, profile.Followed, "the button shows what the feed does")
 	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID), "the next press makes it whole")
 	require.Equal(t, []idgen.ID{p.ID}, r.home(t, bob, 5))
+}
+
+// TestFollowAndUnfollowAtOnce presses both buttons from many goroutines. The two
+// rows of a follow must agree in the end.
+func TestFollowAndUnfollowAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
+	p := r.upload(t, ada, "")
+	for range 10 {
+		errs := make([]error, 12)
+		var wg sync.WaitGroup
+		for i := range errs {
+			press := r.Follow
+			if i%2 == 1 {
+				press = r.Unfollow
+			}
+			wg.Go(func() { errs[i] = press(t.Context(), bob.ID, ada.ID) })
+		}
+		wg.Wait()
+		require.NoError(t, errors.Join(errs...))
+		require.Equal(t, r.count(t, "following"), r.count(t, "follower"))
+		if r.count(t, "following") == 1 {
+			require.Equal(t, []idgen.ID{p.ID}, r.home(t, bob, 5))
+		} else {
+			require.Empty(t, r.home(t, bob, 5))
+		}
+	}
 }
 
 func TestLikesAreCountedOnce(t *testing.T) {

@@ -62,7 +62,7 @@ func (s *Site) sendAsset(v *visit, name string) error {
 		return store.ErrNotFound
 	}
 	cache := "no-cache"
-	if v.r.FormValue("v") == a.hash {
+	if v.r.URL.Query().Get("v") == a.hash {
 		cache = immutable
 	}
 	v.Header().Set("Cache-Control", cache)

@@ -35,8 +35,10 @@ create table follower (
     primary key (user_id, follower_id)
 );
 
--- Work that outlives a crash: photos whose files are being written, and photos
--- that are not yet in all followers' feeds.
+-- Work that outlives a crash: photos whose files are being written, photos that
+-- are not yet in all followers' feeds, feeds that do not show whom their owner
+-- follows, and photos whose copy in memcached is old. Whoever does the work
+-- deletes the row as it was read: a newer one is work to be done again.
 create table upload (
     photo_id   bigint primary key,
     started_at timestamptz not null default now()
@@ -44,4 +46,12 @@ create table upload (
 create table fanout (
     photo_id bigint primary key references photo,
     since    timestamptz not null default now()
+);
+create table stale_feed (
+    user_id bigint primary key references account,
+    since   timestamptz not null default clock_timestamp()
+);
+create table stale_photo (
+    photo_id bigint primary key references photo,
+    since    timestamptz not null default clock_timestamp()
 );
