@@ -9,11 +9,13 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 const (
 	lockName        = ".lock"
 	temporaryPrefix = "shardgram-"
+	guardTimeout    = 10 * time.Second // for the guard of a process that died
 )
 
 // An InUseError says that another process has opened the folder.
@@ -118,13 +120,20 @@ func unattached(key, id string) bool {
 	return false
 }
 
+// lockFolder locks a folder and notes our process in it. When the process that is
+// noted is gone, its guard still has the lock while it kills what is left of the
+// servers: that is waited for.
 func lockFolder(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
 	lock, err := lockFile(path, os.O_RDWR|os.O_CREATE)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
+	for deadline := time.Now().Add(guardTimeout); errors.Is(err, syscall.EWOULDBLOCK); {
 		text, _ := os.ReadFile(path)
 		pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
-		return nil, &InUseError{Dir: dir, PID: pid}
+		if !gone(pid) || time.Now().After(deadline) {
+			return nil, &InUseError{Dir: dir, PID: pid}
+		}
+		time.Sleep(poll)
+		lock, err = lockFile(path, os.O_RDWR|os.O_CREATE)
 	}
 	if err != nil {
 		return nil, err

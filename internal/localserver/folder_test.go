@@ -2,6 +2,7 @@ package localserver_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -222,6 +223,56 @@ func TestServersDieWithTheirParent(t *testing.T) {
 	for _, id := range segments {
 		require.NotContains(t, shmIDs(t), id)
 	}
+}
+
+// TestAFolderIsInUseUntilTheGuardHasFinished kills a process and opens its folder
+// again at once. Its guard, which has a lot to look at, would take the new servers
+// for the old ones.
+func TestAFolderIsInUseUntilTheGuardHasFinished(t *testing.T) {
+	t.Parallel()
+	dir := folder(t)
+	for i := range 300 {
+		fake := filepath.Join(dir, fmt.Sprint("fake-", i))
+		require.NoError(t, os.Mkdir(fake, 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(fake, "log"), nil, 0o600))
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), helperVariable+"="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = out.Read(make([]byte, 64)) // all is up
+	require.NoError(t, err)
+	guard := 0
+	for pid, name := range descendants(t, cmd.Process.Pid) {
+		if name == "sh" {
+			guard = pid
+		}
+	}
+	require.NoError(t, cmd.Process.Kill())
+	cmd.Wait()
+	require.True(t, alive(guard), "the guard is quicker than the test")
+
+	h, err := localserver.Open(localserver.Config{Dir: dir, Fast: true})
+	require.NoError(t, err, "a process that is gone does not use the folder")
+	require.False(t, alive(guard))
+	_, err = h.Redis(t.Context(), "one", localserver.RedisConfig{})
+	require.NoError(t, err)
+	require.NoError(t, h.Close())
+}
+
+// smallHelper is a process with one server in a folder.
+func smallHelper(dir string) {
+	h, err := localserver.Open(localserver.Config{Dir: dir, Fast: true})
+	if err == nil {
+		_, err = h.Redis(context.Background(), "one", localserver.RedisConfig{})
+	}
+	if err != nil {
+		panic(err)
+	}
+	os.Stdout.WriteString("ready\n")
+	select {}
 }
 
 // helper is the process that TestServersDieWithTheirParent kills.

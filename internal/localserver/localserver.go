@@ -137,7 +137,7 @@ func open(cfg Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.guard, err = startGuard(h.dir); err != nil {
+	if h.guard, err = startGuard(h.dir, h.lock); err != nil {
 		unlock(h.lock)
 		return nil, fmt.Errorf("start guard: %w", err)
 	}

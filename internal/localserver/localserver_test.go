@@ -23,8 +23,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(helperVariable) != "" {
+	switch dir := os.Getenv(helperVariable); dir {
+	case "":
+	case "1":
 		helper()
+	default:
+		smallHelper(dir)
 	}
 	testserver.Main(m, testserver.NeedPostgres, testserver.NeedRedis, testserver.NeedMemcached)
 }

@@ -64,7 +64,9 @@ func state(pid int) byte {
 // guardScript waits for the end of its input, which comes when we close it or
 // die, and kills what is left of the servers: backends of PostgreSQL that are
 // paused or busy do not notice the death of their parent. It goes round
-// three times because a process may fork while it is being looked for.
+// three times because a process may fork while it is being looked for. It shares
+// our lock on the folder, so nobody uses or removes that before it has finished:
+// it would kill the next process's servers, or not find ours.
 const guardScript = `
 read -r line
 for round in 1 2 3; do
@@ -81,9 +83,10 @@ type guard struct {
 	input io.Closer
 }
 
-func startGuard(dir string) (io.Closer, error) {
+func startGuard(dir string, lock *os.File) (io.Closer, error) {
 	g := &guard{cmd: exec.Command("/bin/sh", "-c", guardScript, dir)}
 	g.cmd.Dir = "/"
+	g.cmd.ExtraFiles = []*os.File{lock}
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	input, err := g.cmd.StdinPipe()
 	if err != nil {

@@ -4,6 +4,7 @@ package localserver
 
 import (
 	"io"
+	"os"
 	"syscall"
 )
 
@@ -20,6 +21,6 @@ func gone(int) bool { return true }
 
 type guard struct{}
 
-func startGuard(string) (io.Closer, error) { return guard{}, nil }
+func startGuard(string, *os.File) (io.Closer, error) { return guard{}, nil }
 
 func (guard) Close() error { return nil }
