@@ -22,13 +22,13 @@ func Example() {
 	fmt.Println(id, id.Short())
 	fmt.Println(idgen.Default.Time(id), idgen.Default.Shard(id))
 	// Output:
-	// 201850041139243008 LNHYsAAKgA
+	// 201850041139243009 LNHYsAAKgB
 	// 2026-10-06 12:00:00 +0000 UTC 42
 }
 
 func ExampleID_MarshalText() {
 	// JavaScript would round the number, so JSON carries a string.
-	b, _ := json.Marshal(map[string]idgen.ID{"id": 201850041139243008})
+	b, _ := json.Marshal(map[string]idgen.ID{"id": 201850041139243009})
 	fmt.Println(string(b))
-	// Output: {"id":"201850041139243008"}
+	// Output: {"id":"201850041139243009"}
 }

@@ -127,7 +127,7 @@ func New(shard int, cfg Config) (*Generator, error) {
 		maxBack: cfg.MaxBack.Milliseconds(),
 		now:     cfg.Now,
 	}
-	g.last.Store(-1)
+	// Without After the state is that of ID 0, which is no ID.
 	if cfg.After != 0 {
 		g.last.Store(cfg.Layout.ms(cfg.After)<<cfg.Layout.SequenceBits | int64(cfg.Layout.Sequence(cfg.After)))
 	}
@@ -167,7 +167,7 @@ func (g *Generator) try(waited bool) (ID, time.Duration, error) {
 		next := last + 1
 		lastMS := last >> bits
 		switch {
-		case last < 0 || now > lastMS:
+		case now > lastMS:
 			// The sequence goes on from the last one, within 64, instead of
 			// starting at 0: else an ID made at a quiet time would always
 			// end in zeros, and id % n would fill one partition of n.

@@ -192,6 +192,12 @@ func TestNextEndsWithItsContext(t *testing.T) {
 	require.NoError(t, err, "no wait, no error")
 }
 
+func TestNextIsNeverZero(t *testing.T) {
+	t.Parallel()
+	var c clock // at the epoch
+	require.Positive(t, newID(t, newGenerator(t, 0, idgen.Config{Now: c.now})))
+}
+
 func TestNextGoesOnAboveAfter(t *testing.T) {
 	t.Parallel()
 	var c clock

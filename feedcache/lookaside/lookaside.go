@@ -42,8 +42,10 @@
 // storing. Between the commit and the end of Invalidate readers get the old
 // value or the new one, in any order. A process that dies in between leaves the
 // old value for the rest of its TTL, unless someone repeats the invalidation. And
-// memcached numbers items from 1 when it starts: a load that spans a restart
-// could, by a rare chance, pass for the holder of a later lease.
+// memcached numbers items from 1 when it starts: a load that spans a restart can
+// pass for the holder of a later lease and store what it has, which is likely on
+// a server without other items. Let a restarted server stand idle for as long as
+// a load may take.
 //
 // # Cost
 //

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -27,7 +28,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // nothingIsLeft waits until no trace of an upload is left, row or file.
 func (r *rig) nothingIsLeft(t *testing.T) {
 	eventually(t, "the upload is cleared away", func() bool {
-		return r.count(t, "upload") == 0 && len(r.files(t)) == 0
+		return r.count(t, "upload where given_up_at is null") == 0 && len(r.files(t)) == 0
 	})
 	require.Zero(t, r.count(t, "photo"))
 }
@@ -155,6 +156,52 @@ func TestAnUploadIsClearedAwayThoughItsDatabaseDied(t *testing.T) {
 	r.nothingIsLeft(t)
 }
 
+// TestAnUploadClearsUpAfterItself leaves nothing to the repair, even if the
+// visitor has left.
+func TestAnUploadClearsUpAfterItself(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	require.NoError(t, r.Close())
+	r.open(t, time.Hour)
+	ada := r.signUp(t, "ada")
+	ctx, leave := context.WithCancel(t.Context())
+	r.blobs.set(func(n int) error {
+		if n == 2 {
+			leave()
+			return ctx.Err()
+		}
+		return nil
+	})
+	_, err := r.Upload(ctx, ada.ID, "", picture())
+	require.ErrorIs(t, err, context.Canceled)
+	require.Zero(t, r.count(t, "upload"))
+	require.Empty(t, r.files(t))
+
+	// When the photo is there after all, as after a commit whose answer was
+	// lost, its files stay.
+	r.blobs.set(nil)
+	p := r.upload(t, ada, "")
+	require.NoError(t, store.Abandon(r.Store, t.Context(), p.ID, 0))
+	require.Len(t, r.files(t), 3)
+}
+
+// TestAFanOutThatCannotReadTheFollowersIsRepeated takes their table away.
+func TestAFanOutThatCannotReadTheFollowersIsRepeated(t *testing.T) {
+	t.Parallel()
+	r, bob, want := newFeed(t)
+	ada, err := r.UserByName(t.Context(), "ada")
+	require.NoError(t, err)
+	home := r.cluster.ID(ada.ID)
+	_, err = home.Exec(t.Context(), "alter table follower rename to gone")
+	require.NoError(t, err)
+	p := r.upload(t, ada, "")
+	require.Equal(t, want, r.home(t, bob, 4))
+	_, err = home.Exec(t.Context(), "alter table gone rename to follower")
+	require.NoError(t, err)
+	eventually(t, "the fan-out is done", func() bool { return r.count(t, "fanout") == 0 })
+	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
+}
+
 // TestASlowUploadThatWasGivenUpStoresNothing lets the repair clear an upload
 // away whose program is only slow: it must notice.
 func TestASlowUploadThatWasGivenUpStoresNothing(t *testing.T) {
@@ -163,7 +210,7 @@ func TestASlowUploadThatWasGivenUpStoresNothing(t *testing.T) {
 	ada := r.signUp(t, "ada")
 	r.blobs.set(func(n int) error {
 		if n == 3 {
-			eventually(t, "the repair gives it up", func() bool { return r.count(t, "upload") == 0 })
+			eventually(t, "the repair gives it up", func() bool { return r.count(t, "upload where given_up_at is null") == 0 })
 		}
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/shardgram/shardgram/feedcache"
 	"github.com/shardgram/shardgram/idgen"
 )
 
@@ -14,8 +15,8 @@ import (
 // shorter than n only at the end.
 func (s *Store) Home(ctx context.Context, viewer, before idgen.ID, n int) (Page[Post], error) {
 	page := Page[Post]{Next: before}
-	for len(page.Items) < n {
-		part, err := s.feeds.Page(ctx, int64(viewer), int64(page.Next), n-len(page.Items))
+	for ask := n; len(page.Items) < n; ask = min(2*ask, feedcache.MaxPage) {
+		part, err := s.feeds.Page(ctx, int64(viewer), int64(page.Next), ask)
 		if err != nil {
 			return Page[Post]{}, fmt.Errorf("store: home: %w", err)
 		}
@@ -28,6 +29,11 @@ func (s *Store) Home(ctx context.Context, viewer, before idgen.ID, n int) (Page[
 			return Page[Post]{}, err
 		}
 		page.Items = append(page.Items, posts...)
+		if len(page.Items) > n {
+			page.Items = page.Items[:n]
+			page.Next = page.Items[n-1].ID
+			return page, nil
+		}
 		if page.Next = idgen.ID(part.Next); page.Next == 0 {
 			break
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
@@ -47,10 +48,10 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 		return Photo{}, fmt.Errorf("store: upload: %w", err)
 	}
 	if err := s.putImages(ctx, id, images); err != nil {
-		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(ctx, id)))
+		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(ctx, id, 0)))
 	}
 	err = home.InTx(ctx, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, "delete from upload where photo_id = $1", id)
+		tag, err := tx.Exec(ctx, "delete from upload where photo_id = $1 and given_up_at is null", id)
 		if err == nil && tag.RowsAffected() == 0 {
 			err = errors.New("it took too long and was given up")
 		}
@@ -64,7 +65,7 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 		return err
 	})
 	if err != nil {
-		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(ctx, id)))
+		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(ctx, id, 0)))
 	}
 	s.invalidate(ctx, id) // somebody may have asked for it too early
 	if err := s.fanOut(ctx, p); err != nil {
@@ -74,26 +75,30 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 }
 
 // abandon removes the files of an upload that came to nothing. It does nothing
-// when the photo was stored after all.
-func (s *Store) abandon(ctx context.Context, id idgen.ID) error {
+// when the photo was stored after all. The row stays for as long as keep says:
+// a program that is only slow may write a file yet.
+func (s *Store) abandon(ctx context.Context, id idgen.ID, keep time.Duration) error {
 	ctx, cancel := afterwards(ctx)
 	defer cancel()
-	// Until the files are gone the row is only locked: if that fails, it is
-	// still there for the next try.
-	return s.shards.ID(id).InTx(ctx, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "delete from upload where photo_id = $1", id); err != nil {
-			return err
-		}
-		var stored bool
-		if err := tx.QueryRow(ctx, "select exists (select from photo where id = $1)", id).Scan(&stored); err != nil || stored {
-			return err
-		}
-		var keys []string
-		for _, size := range imaging.Sizes() {
-			keys = append(keys, imageKey(id, size))
-		}
-		return s.blobs.Delete(ctx, keys...)
-	})
+	home := s.shards.ID(id)
+	// That it is given up must be stored before a file is gone: from here on
+	// the upload cannot commit.
+	if _, err := home.Exec(ctx, "update upload set given_up_at = coalesce(given_up_at, now()) where photo_id = $1", id); err != nil {
+		return err
+	}
+	var stored bool
+	if err := home.QueryRow(ctx, "select exists (select from photo where id = $1)", id).Scan(&stored); err != nil || stored {
+		return err
+	}
+	var keys []string
+	for _, size := range imaging.Sizes() {
+		keys = append(keys, imageKey(id, size))
+	}
+	if err := s.blobs.Delete(ctx, keys...); err != nil {
+		return err
+	}
+	_, err := home.Exec(ctx, "delete from upload where photo_id = $1 and given_up_at <= now() - $2::interval", id, keep)
+	return err
 }
 
 func (s *Store) putImages(ctx context.Context, id idgen.ID, images map[imaging.Size][]byte) error {

@@ -11,6 +11,9 @@ import (
 	"github.com/shardgram/shardgram/shard"
 )
 
+// tombstone is how long an upload that was given up is looked at again.
+const tombstone = time.Hour
+
 // afterwards is the context of work that a change in PostgreSQL asks for: it
 // does not end when the visitor leaves.
 func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -59,7 +62,7 @@ func (s *Store) repair(ctx context.Context, age time.Duration) error {
 		}
 		var errs []error
 		for _, id := range uploads {
-			errs = append(errs, s.abandon(ctx, id))
+			errs = append(errs, s.abandon(ctx, id, tombstone))
 		}
 		for _, p := range photos {
 			errs = append(errs, s.fanOut(ctx, p))

@@ -8,6 +8,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"embed"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,7 +57,7 @@ func (e *InvalidError) Error() string { return e.Field + ": " + e.Reason }
 func Unavailable(err error) bool {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		// Connection exception, insufficient resources, operator intervention.
-		return slices.Contains([]string{"08", "53", "57"}, pg.Code[:2])
+		return slices.ContainsFunc([]string{"08", "53", "57"}, func(class string) bool { return strings.HasPrefix(pg.Code, class) })
 	}
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
@@ -161,7 +163,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if s.ids, err = generators(ctx, cfg.Shards); err != nil {
 		return nil, err
 	}
-	if s.feeds, err = feedcache.New(cfg.Redis, s.newest, feedcache.Config{}); err != nil {
+	// Feeds do not outlive the program: after a power failure Redis may come
+	// back with feeds that lack what was pushed last, and nobody would know.
+	feeds := feedcache.Config{Prefix: "feed-" + rand.Text(), TTL: 24 * time.Hour}
+	if s.feeds, err = feedcache.New(cfg.Redis, s.newest, feeds); err != nil {
 		return nil, err
 	}
 	if s.owners, err = hashkv.NewSparse(cfg.Redis, hashkv.SparseConfig{Prefix: "owner"}); err != nil {

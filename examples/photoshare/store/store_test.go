@@ -62,11 +62,12 @@ func newRigOn(t *testing.T, host *localserver.Host, nodes ...shard.Node) *rig {
 	r.cluster, err = shard.Open(t.Context(), shard.Static(4, nodes...), shard.Config{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.cluster.Close()) })
-	r.open(t)
+	r.open(t, 2*time.Second)
 	return r
 }
 
-func (r *rig) open(t *testing.T) {
+// open opens the store, also another time.
+func (r *rig) open(t *testing.T, repairEvery time.Duration) {
 	blobs, err := blob.OpenDir(r.dir)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, blobs.Close()) })
@@ -75,7 +76,7 @@ func (r *rig) open(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, mc.Close()) })
 	r.Store, err = store.Open(t.Context(), store.Config{
 		Shards: r.cluster, Redis: r.rdb, Memcache: mc, Blobs: r.blobs,
-		Log: slog.New(slog.DiscardHandler), RepairEvery: 2 * time.Second,
+		Log: slog.New(slog.DiscardHandler), RepairEvery: repairEvery,
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, r.Close()) })
@@ -335,6 +336,35 @@ func TestLikesAreCountedOnce(t *testing.T) {
 	require.ErrorIs(t, r.Like(t.Context(), 1, 8191<<10), store.ErrNotFound)
 	_, err := r.Post(t.Context(), 0, p.ID+1)
 	require.ErrorIs(t, err, store.ErrNotFound)
+}
+
+func TestAPhotoReachesEveryFollower(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
+	// bob comes last, behind more followers than a fan-out reads at a time.
+	_, err := r.cluster.ID(ada.ID).Exec(t.Context(),
+		"insert into follower (user_id, follower_id) select $1, generate_series(1, 2500)", ada.ID)
+	require.NoError(t, err)
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	require.Empty(t, r.home(t, bob, 5))
+	p := r.upload(t, ada, "")
+	require.Equal(t, []idgen.ID{p.ID}, r.home(t, bob, 5))
+}
+
+// TestIDsGoOnAboveWhatIsStored opens a store whose clock is behind what it has
+// stored, as after a step back.
+func TestIDsGoOnAboveWhatIsStored(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada := r.signUp(t, "ada")
+	ahead := ada.ID + 10*60*1000<<23 // ten minutes
+	_, err := r.cluster.ID(ada.ID).Exec(t.Context(), "insert into photo (id, author_id, caption) values ($1, $2, '')", ahead, ada.ID)
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+	r.open(t, time.Hour)
+	_, err = r.Upload(t.Context(), ada.ID, "", picture())
+	require.ErrorIs(t, err, idgen.ErrClockBack, "it waits rather than repeat an ID")
 }
 
 func TestGridPages(t *testing.T) {

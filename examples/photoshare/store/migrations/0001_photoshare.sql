@@ -40,8 +40,9 @@ create table follower (
 -- follows, and photos whose copy in memcached is old. Whoever does the work
 -- deletes the row as it was read: a newer one is work to be done again.
 create table upload (
-    photo_id   bigint primary key,
-    started_at timestamptz not null default now()
+    photo_id    bigint primary key,
+    started_at  timestamptz not null default now(),
+    given_up_at timestamptz -- from then on it cannot become a photo
 );
 create table fanout (
     photo_id bigint primary key references photo,

@@ -1,0 +1,4 @@
+package store
+
+// Abandon is what follows an upload that failed.
+var Abandon = (*Store).abandon
