@@ -84,15 +84,25 @@ func (s Shard) migrate(ctx context.Context, tx pgx.Tx, list []migration) error {
 	if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock(hashtextextended($1, 0))", s.Schema()); err != nil {
 		return err
 	}
-	_, err := tx.Exec(ctx, "create schema if not exists "+s.Schema()+`;
-		create table if not exists schema_version (
-			version    int primary key,
-			name       text not null,
-			sha256     text not null,
-			applied_at timestamptz not null default now()
-		)`, pgx.QueryExecModeSimpleProtocol)
+	// A look into the catalog itself: "create schema if not exists" goes by what
+	// the session remembers, which may be older than the lock.
+	var there bool
+	if err := tx.QueryRow(ctx, "select exists (select from pg_namespace where nspname = $1)", s.Schema()).Scan(&there); err != nil {
+		return err
+	}
+	if !there {
+		if _, err := tx.Exec(ctx, "create schema "+s.Schema()); err != nil {
+			return fmt.Errorf("create schema %s: %w", s.Schema(), err)
+		}
+	}
+	_, err := tx.Exec(ctx, `create table if not exists schema_version (
+		version    int primary key,
+		name       text not null,
+		sha256     text not null,
+		applied_at timestamptz not null default now()
+	)`)
 	if err != nil {
-		return fmt.Errorf("create schema %s: %w", s.Schema(), err)
+		return err
 	}
 	found, err := tx.Query(ctx, "select sha256 from schema_version order by version")
 	if err != nil {

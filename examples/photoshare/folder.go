@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -57,6 +58,10 @@ func (f *folder) fill() error {
 	if err != nil {
 		return err
 	}
+	// A start that was cut off here may have left these.
+	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool {
+		return e.Name() == "servers-at" || e.Name() == "version.new"
+	})
 	if len(entries) > 0 {
 		return fmt.Errorf("%s is not empty and not a folder of photoshare: choose another one with --data", f.dir)
 	}
@@ -77,7 +82,11 @@ func (f *folder) fill() error {
 			return err
 		}
 	}
-	return os.WriteFile(f.path("version"), []byte(strconv.Itoa(dataVersion)+"\n"), 0o644)
+	// The version comes last, and at once: with it the folder is ours.
+	if err := os.WriteFile(f.path("version.new"), []byte(strconv.Itoa(dataVersion)+"\n"), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(f.path("version.new"), f.path("version"))
 }
 
 // findServers sets f.servers. The databases that belong to the photos must be

@@ -103,6 +103,9 @@ func seed(ctx context.Context, s *store.Store, out io.Writer) error {
 		u, err := s.SignUp(ctx, seedNames[i], seedPassword)
 		if errors.Is(err, store.ErrNameTaken) {
 			u, err = s.LogIn(ctx, seedNames[i], seedPassword)
+			if errors.Is(err, store.ErrWrongPassword) {
+				return fmt.Errorf("somebody else has the name %s: seed an empty data folder, or start this one with --empty", seedNames[i])
+			}
 		}
 		if err != nil {
 			return err
