@@ -44,7 +44,7 @@ lint: ## format, vet, staticcheck, tidy
 
 fuzz: ## every fuzz test for FUZZTIME each
 	@set -e; for module in . examples; do cd $(CURDIR)/$$module; \
-	for file in $$(grep -l '^func Fuzz' -r --include=*_test.go .); do \
+	for file in $$(grep -l '^func Fuzz' -r --include=*_test.go --exclude-dir=examples --exclude-dir=bench .); do \
 	for name in $$(sed -n 's/^func \(Fuzz[A-Za-z]*\).*/\1/p' $$file); do \
 		echo "== $$(dirname $$file) $$name"; go test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) ./$$(dirname $$file); \
 	done; done; done
