@@ -202,6 +202,25 @@ func TestAFanOutThatCannotReadTheFollowersIsRepeated(t *testing.T) {
 	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
 }
 
+// TestAnUploadThatIsYoungIsLeftAlone lets the repair pass by an upload that may
+// still be under way. That it has passed shows a fan-out of the same shard, which
+// comes after the uploads.
+func TestAnUploadThatIsYoungIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada := r.signUp(t, "ada")
+	p := r.upload(t, ada, "")
+	require.NoError(t, r.Close())
+	home, young := r.cluster.ID(ada.ID), p.ID+1<<23
+	_, err := home.Exec(t.Context(), "insert into upload (photo_id) values ($1)", young)
+	require.NoError(t, err)
+	_, err = home.Exec(t.Context(), "insert into fanout (photo_id, since) values ($1, now() - interval '2 h')", p.ID)
+	require.NoError(t, err)
+	r.open(t, time.Hour)
+	eventually(t, "the repair has passed", func() bool { return r.count(t, "fanout") == 0 })
+	require.Equal(t, 1, r.count(t, "upload where given_up_at is null"))
+}
+
 // TestASlowUploadThatWasGivenUpStoresNothing lets the repair clear an upload
 // away whose program is only slow: it must notice.
 func TestASlowUploadThatWasGivenUpStoresNothing(t *testing.T) {

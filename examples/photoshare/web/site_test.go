@@ -258,3 +258,17 @@ func TestPhotoFileReadsOnlyWhatPagesLinkTo(t *testing.T) {
 		require.ErrorIs(t, err, store.ErrNotFound, name)
 	}
 }
+
+// TestAssetsReadNoBody sends a form along, which nobody asked for.
+func TestAssetsReadNoBody(t *testing.T) {
+	t.Parallel()
+	s, _ := bare(t)
+	body := strings.NewReader("--x\r\nContent-Disposition: form-data; name=\"v\"\r\n\r\n1\r\n--x--\r\n")
+	size := body.Len()
+	r := httptest.NewRequest("GET", "/static/icon.svg", body)
+	r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	require.Equal(t, 200, w.Code)
+	require.Equal(t, size, body.Len())
+}
