@@ -1,6 +1,8 @@
 package idgen
 
 import (
+	"cmp"
+	"database/sql/driver"
 	"fmt"
 	"math"
 	"strconv"
@@ -9,12 +11,19 @@ import (
 
 // An ID is a time-sortable 64-bit number: a PostgreSQL bigint, which pgx reads
 // and writes without registration. 0 is no ID.
+//
+// Its text is decimal. In JSON it is a string, as JavaScript's numbers hold
+// only 53 bits; a string and a number are both read.
 type ID int64
+
+// MaxID is the cursor above every ID. No generator makes it.
+const MaxID ID = math.MaxInt64
 
 // String returns the ID in decimal.
 func (id ID) String() string { return strconv.FormatInt(int64(id), 10) }
 
-// Parse reads what String returns: a positive decimal number.
+// Parse reads what String returns for an ID: a positive decimal number, without
+// sign, space or leading zero.
 func Parse(s string) (ID, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n <= 0 || s[0] == '+' || s[0] == '0' {
@@ -23,14 +32,12 @@ func Parse(s string) (ID, error) {
 	return ID(n), nil
 }
 
-// MaxID is the cursor above every ID. No generator makes it.
-const MaxID ID = math.MaxInt64
-
 // alphabet is that of base64url, in which a code needs no escape in a URL.
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 // Short returns the ID as a code for URLs: the number in base 64, in at most 11
 // letters, digits, '-' and '_'. Instagram's photo links carry the same code.
+// Codes do not sort as their IDs do.
 func (id ID) Short() string {
 	var b [11]byte
 	i := len(b)
@@ -58,11 +65,21 @@ func ParseShort(s string) (ID, error) {
 	return ID(n), nil
 }
 
-// MarshalText writes the ID in decimal. encoding/json makes it a string, as
-// JavaScript's numbers hold only 53 bits.
-func (id ID) MarshalText() ([]byte, error) {
-	return strconv.AppendInt(nil, int64(id), 10), nil
+// Compare returns -1, 0 or +1, as [cmp.Compare] does. Of two IDs of one shard
+// the smaller one was made first.
+func (id ID) Compare(other ID) int { return cmp.Compare(id, other) }
+
+// IsZero reports whether the ID is 0, which is no ID. It makes the JSON option
+// omitzero work.
+func (id ID) IsZero() bool { return id == 0 }
+
+// AppendText appends the ID in decimal.
+func (id ID) AppendText(b []byte) ([]byte, error) {
+	return strconv.AppendInt(b, int64(id), 10), nil
 }
+
+// MarshalText writes the ID in decimal.
+func (id ID) MarshalText() ([]byte, error) { return id.AppendText(nil) }
 
 // UnmarshalText reads what MarshalText writes for an ID, or for 0.
 func (id *ID) UnmarshalText(b []byte) error {
@@ -76,4 +93,44 @@ func (id *ID) UnmarshalText(b []byte) error {
 	}
 	*id = v
 	return nil
+}
+
+// MarshalJSON writes the ID as a string.
+func (id ID) MarshalJSON() ([]byte, error) {
+	b := append(make([]byte, 0, 21), '"')
+	b = strconv.AppendInt(b, int64(id), 10)
+	return append(b, '"'), nil
+}
+
+// UnmarshalJSON reads a string or a number in decimal, without fraction and
+// exponent. It leaves the ID as it is on null.
+func (id *ID) UnmarshalJSON(b []byte) error {
+	if string(b) == "null" {
+		return nil
+	}
+	if len(b) >= 2 && b[0] == '"' && b[len(b)-1] == '"' {
+		b = b[1 : len(b)-1]
+	}
+	return id.UnmarshalText(b)
+}
+
+// Value gives the ID to database/sql as an int64.
+func (id ID) Value() (driver.Value, error) { return int64(id), nil }
+
+// Scan reads an ID, or 0, from database/sql: from an int64 or from decimal text.
+// For a column that may be null use [database/sql.Null] or a pointer.
+func (id *ID) Scan(src any) error {
+	switch v := src.(type) {
+	case int64:
+		if v < 0 {
+			return fmt.Errorf("idgen: %d is no ID", v)
+		}
+		*id = ID(v)
+		return nil
+	case string:
+		return id.UnmarshalText([]byte(v))
+	case []byte:
+		return id.UnmarshalText(v)
+	}
+	return fmt.Errorf("idgen: scan %T: want a bigint or its text", src)
 }

@@ -13,178 +13,183 @@
 //
 // The field of 41 bits includes the sign bit of a PostgreSQL bigint, so 40 of
 // them can be used: a layout lasts 2^40 milliseconds, 34.8 years, from its
-// epoch. [Layout.RunsOut] tells the date, and a [Generator] refuses with
-// [ErrRunOut] from then on; it never makes a negative ID.
+// epoch. [Layout.RunsOut] tells the date, which is 3 November 2060 for
+// [Default]. From then on generators refuse, in Go with [ErrRunOut]; none ever
+// makes a negative ID. Programs that must live longer take fewer bits for the
+// shard or the sequence while their tables are empty.
+//
+// # Which generator
+//
+//   - [SQL] installs next_id() in a PostgreSQL schema, one for each shard. Any
+//     number of processes may insert, and the default of a column can call it.
+//     Take this one for rows, whenever several processes write to one shard.
+//   - [New] makes a [Generator] for a shard that belongs to this one process,
+//     such as an importer. It asks nobody.
+//   - [Open] makes one whose shard number or newest ID must outlive the process:
+//     a high-water mark is stored ahead of use, in a file, PostgreSQL or Redis.
+//     The number can be a leased one, for programs that use the shard field as
+//     a worker number and do not care which they get.
+//   - [NewSet] joins generators, to make more than one shard's share of IDs.
 //
 // # Guarantees
 //
-// A [Generator] returns strictly increasing IDs, also when the clock steps
-// back while it runs. Two generators of different shards never return the same
-// ID. A generator makes at most 1,024 IDs per millisecond of its clock; beyond
-// that [Generator.Next] waits for the next millisecond. So no ID is ahead of the
-// clock, unless the clock stepped back.
+// A [Generator] returns strictly increasing IDs under any clock, and two
+// generators of different shards never return the same ID. A shard has 1,024 IDs
+// for each millisecond of its clock; what happens beyond is [Config.Overflow],
+// by default a wait for the next millisecond. So no ID is ahead of the clock,
+// unless the clock stepped back, the program borrows or it was killed and began
+// above its mark. An ID that had to wait may be up to 16 ms behind the clock, as
+// milliseconds missed by a late timer are used up first. At low rates too, IDs
+// modulo 2, 4 … 64 are evenly spread.
+//
+// With [Open], the first ID is above every ID that an earlier process has made
+// with the same marks, also after a crash or with a clock that was set back. A
+// process that has lost its number to another one, and wakes up an hour later,
+// returns nothing that the other may return: safety rests on the stored mark and
+// its compare-and-swap, never on a clock or a timeout.
 //
 // # Non-guarantees
 //
-// Two generators of one shard that run at the same time repeat IDs: a shard
-// belongs to one generator. After a restart a generator starts at the clock:
-// give [Config.After] the last ID known, so that a clock that was set back
-// meanwhile repeats nothing. IDs of different shards are ordered only as well
-// as the clocks of their machines agree.
+// Two generators made by [New] for one shard repeat IDs when they run at the same
+// time, and may when the second one starts while the clock is behind: it begins
+// at the clock, or above [Config.After]. A virtual machine that is cloned with a
+// process running in it repeats what [Open] had reserved, at most
+// [Config.Window]; then the one that is second to extend the mark stops. IDs of
+// different shards are ordered only as well as the clocks of their machines
+// agree. An ID is no secret: it tells its time and shard.
 //
 // # Cost
 //
-// Next is one read of the clock and one compare-and-swap: no lock, no
-// allocation, no goroutine.
+// [Generator.Next] is one read of the clock and one atomic addition: no lock, no
+// allocation, no goroutine. [Generator.Fill] shares both among up to 1,024 IDs.
+// A generator that waits sleeps. Open costs one round trip to its store, and
+// then one in the background for every third of [Config.Window].
 //
 // The layout is that of Instagram's IDs: "Sharding & IDs at Instagram",
 // Instagram Engineering, 2011.
 package idgen
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 )
 
 var (
-	// ErrClockBack is returned by [Generator.Next] while the clock is behind
-	// the last ID by more than [Config.MaxBack]. A retry is safe, and succeeds
-	// when the clock has caught up.
+	// ErrClockBack is returned while the clock is behind the last ID by more
+	// than [Config.MaxBack]. A retry is safe, and succeeds when the clock has
+	// caught up.
 	ErrClockBack = errors.New("idgen: the clock stepped back")
 
 	// ErrRunOut is returned when the time does not fit the layout: from the
 	// date of [Layout.RunsOut] on, or before the layout's epoch.
 	ErrRunOut = errors.New("idgen: the layout has no ID for this time")
+
+	// ErrFull is returned when there is no ID without waiting: by TryNext, and
+	// by all methods under [Refuse]. A retry is safe, and succeeds a
+	// millisecond later.
+	ErrFull = errors.New("idgen: the IDs of this millisecond are used up")
+
+	// ErrLeaseLost is returned from the moment on that somebody else is known
+	// to hold the shard number. It is final: no retry succeeds; [Open] another.
+	ErrLeaseLost = errors.New("idgen: another process holds the shard number now")
+
+	// ErrHeld is returned by [Open] when another process holds the shard
+	// number, and all of them when any would do.
+	ErrHeld = errors.New("idgen: the shard number is held by another process")
+
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("idgen: the generator is closed")
 )
 
-// Config is what New takes beside the shard. The zero value works.
+// Overflow says what a generator does when the IDs of a millisecond are used up.
+type Overflow int
+
+const (
+	// Wait sleeps until the next millisecond.
+	Wait Overflow = iota
+	// Borrow takes the IDs of milliseconds to come, up to Config.MaxAhead, and
+	// then waits.
+	Borrow
+	// Refuse returns ErrFull.
+	Refuse
+)
+
+// Config is what New and Open take beside the shard. The zero value works.
 type Config struct {
 	// Layout is the division of the 64 bits. Default: [Default].
 	Layout Layout
 
-	// After is an ID that every new ID must be above: the largest one that
-	// the shard has stored. Default: 0, none.
+	// After is an ID of the shard that every new ID must be above: the largest
+	// one stored. Default: 0, none.
 	After ID
 
-	// MaxBack is how far the clock may step back before Next refuses; until
-	// then it counts on above the last ID. Default: 1 s.
+	// Overflow is what happens when the IDs of a millisecond are used up.
+	// Default: Wait.
+	Overflow Overflow
+
+	// MaxAhead is how far Borrow may run ahead of the clock, in whole
+	// milliseconds. Default: 1 s with Borrow; else it must be 0.
+	MaxAhead time.Duration
+
+	// MaxBack is how far the clock may step back before the generator refuses
+	// with ErrClockBack; until then it counts on above the last ID, at most
+	// 1,024 for each millisecond. It never sleeps for the length of a step.
+	// Default: 1 s.
 	MaxBack time.Duration
+
+	// Window is how far ahead of use Open stores the mark. After a crash IDs
+	// begin up to this much ahead of the clock. When the store of the marks is
+	// away for longer, the generator stops. Default: 3 s; at least 100 ms. Only
+	// Open reads it.
+	Window time.Duration
 
 	// Now is the clock. Default: time.Now.
 	Now func() time.Time
 }
 
-// stagger masks how much of the sequence goes on into the next millisecond.
-const stagger = 1<<6 - 1
-
-// A Generator makes the IDs of one shard. It is safe for concurrent use. Make
-// it with New.
-type Generator struct {
-	layout  Layout
-	shard   int64
-	maxBack int64 // milliseconds
-	now     func() time.Time
-
-	// last is milliseconds << SequenceBits | sequence of the newest ID. Time
-	// and sequence are one word so that they cannot be read apart.
-	last atomic.Int64
+// withDefaults checks the fields that concern a generator of any kind.
+func (c Config) withDefaults() (Config, error) {
+	if c.Layout == (Layout{}) {
+		c.Layout = Default
+	}
+	if err := c.Layout.Validate(); err != nil {
+		return c, err
+	}
+	if c.Overflow < Wait || c.Overflow > Refuse {
+		return c, fmt.Errorf("idgen: Config.Overflow is %d: want Wait, Borrow or Refuse", c.Overflow)
+	}
+	if c.MaxAhead < 0 || c.MaxAhead > 0 && c.MaxAhead < time.Millisecond {
+		return c, fmt.Errorf("idgen: Config.MaxAhead is %v: want 1 ms or more", c.MaxAhead)
+	}
+	if c.MaxAhead > 0 && c.Overflow != Borrow {
+		return c, fmt.Errorf("idgen: Config.MaxAhead is %v: want 0 without Borrow", c.MaxAhead)
+	}
+	if c.MaxAhead == 0 && c.Overflow == Borrow {
+		c.MaxAhead = time.Second
+	}
+	if c.MaxBack < 0 {
+		return c, fmt.Errorf("idgen: Config.MaxBack is %v: want 0 or more", c.MaxBack)
+	}
+	if c.MaxBack == 0 {
+		c.MaxBack = time.Second
+	}
+	if c.Window < 0 || c.Window > 0 && c.Window < 100*time.Millisecond {
+		return c, fmt.Errorf("idgen: Config.Window is %v: want 100ms or more", c.Window)
+	}
+	if c.Window == 0 {
+		c.Window = 3 * time.Second
+	}
+	return c, nil
 }
 
-// New returns a generator for a shard. It fails when the layout is not valid,
-// has no such shard, or did not make cfg.After. It starts nothing and needs no
-// Close.
+// New returns a generator for a shard that belongs to this process. It fails
+// when the layout is not valid, has no such shard, or when cfg.After is of
+// another one. It starts nothing and needs no Close.
 func New(shard int, cfg Config) (*Generator, error) {
-	if cfg.Layout == (Layout{}) {
-		cfg.Layout = Default
-	}
-	if err := cfg.Layout.Validate(); err != nil {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
 		return nil, err
 	}
-	if shard < 0 || shard > cfg.Layout.MaxShard() {
-		return nil, fmt.Errorf("idgen: shard %d: want 0 to %d", shard, cfg.Layout.MaxShard())
-	}
-	if cfg.After < 0 {
-		return nil, fmt.Errorf("idgen: Config.After is %d: want an ID or 0", cfg.After)
-	}
-	if cfg.After != 0 && cfg.Layout.Shard(cfg.After) != shard {
-		return nil, fmt.Errorf("idgen: Config.After is of shard %d: want one of shard %d", cfg.Layout.Shard(cfg.After), shard)
-	}
-	if cfg.MaxBack < 0 {
-		return nil, fmt.Errorf("idgen: Config.MaxBack is %v: want 0 or more", cfg.MaxBack)
-	}
-	if cfg.MaxBack == 0 {
-		cfg.MaxBack = time.Second
-	}
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	g := &Generator{
-		layout:  cfg.Layout,
-		shard:   int64(shard),
-		maxBack: cfg.MaxBack.Milliseconds(),
-		now:     cfg.Now,
-	}
-	// Without After the state is that of ID 0, which is no ID.
-	if cfg.After != 0 {
-		g.last.Store(cfg.Layout.ms(cfg.After)<<cfg.Layout.SequenceBits | int64(cfg.Layout.Sequence(cfg.After)))
-	}
-	return g, nil
-}
-
-// Next returns the next ID. When the 1,024 of a millisecond are used up it waits
-// for the next one; it returns ctx's error when ctx ends before that.
-func (g *Generator) Next(ctx context.Context) (ID, error) {
-	for waited := false; ; waited = true {
-		id, wait, err := g.try(waited)
-		if err != nil || wait == 0 {
-			return id, err
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return 0, fmt.Errorf("idgen: wait for the next millisecond of shard %d: %w", g.shard, ctx.Err())
-		}
-	}
-}
-
-// try returns an ID, or how long to wait before the next try. It is told
-// whether the caller has waited already.
-func (g *Generator) try(waited bool) (ID, time.Duration, error) {
-	bits := g.layout.SequenceBits
-	for {
-		last := g.last.Load()
-		t := g.now()
-		now := t.UnixMilli() - g.layout.Epoch.UnixMilli()
-		if now < 0 || now >= g.layout.span() {
-			return 0, 0, fmt.Errorf("%w: %s, want %s to %s", ErrRunOut,
-				t.UTC().Format(time.RFC3339), g.layout.Epoch.UTC().Format(time.RFC3339), g.layout.RunsOut().Format(time.RFC3339))
-		}
-		next := last + 1
-		lastMS := last >> bits
-		switch {
-		case now > lastMS:
-			// The sequence goes on from the last one, within 64, instead of
-			// starting at 0: else an ID made at a quiet time would always
-			// end in zeros, and id % n would fill one partition of n.
-			next = now<<bits | (next & stagger)
-		case lastMS-now > g.maxBack:
-			return 0, 0, fmt.Errorf("%w by %v: shard %d", ErrClockBack, time.Duration(lastMS-now)*time.Millisecond, g.shard)
-		case next>>bits > lastMS && (now == lastMS || !waited):
-			// The millisecond is used up. Behind a clock that stepped back
-			// the IDs go on into the next one, but not faster than the clock
-			// does: one wait for each millisecond.
-			return 0, t.Truncate(time.Millisecond).Add(time.Millisecond).Sub(t), nil
-		}
-		if next>>bits >= g.layout.span() {
-			return 0, 0, fmt.Errorf("%w: the last ID of shard %d has been made", ErrRunOut, g.shard)
-		}
-		if g.last.CompareAndSwap(last, next) {
-			return ID(next>>bits<<(bits+g.layout.ShardBits) | g.shard<<bits | next&(1<<bits-1)), 0, nil
-		}
-	}
+	return newGenerator(shard, cfg)
 }

@@ -42,6 +42,53 @@ func (l Layout) Validate() error {
 	return nil
 }
 
+// String returns the layout as in "41/13/10 since 2026-01-01T00:00:00Z".
+func (l Layout) String() string {
+	return fmt.Sprintf("%d/%d/%d since %s", l.TimeBits, l.ShardBits, l.SequenceBits, l.Epoch.UTC().Format(time.RFC3339Nano))
+}
+
+// Compose returns the ID of a moment, rounded down to the millisecond, a shard
+// and a sequence number. It fails when one of them has no room in the layout.
+// Nothing says that the ID is free: to make new IDs is a [Generator]'s work.
+func (l Layout) Compose(t time.Time, shard, sequence int) (ID, error) {
+	ms := t.UnixMilli() - l.Epoch.UnixMilli()
+	switch {
+	case ms < 0 || ms >= l.span():
+		return 0, l.runOut(t)
+	case shard < 0 || shard > l.MaxShard():
+		return 0, fmt.Errorf("idgen: shard %d: want 0 to %d", shard, l.MaxShard())
+	case sequence < 0 || sequence > l.maxSequence():
+		return 0, fmt.Errorf("idgen: sequence %d: want 0 to %d", sequence, l.maxSequence())
+	}
+	return ID(ms<<(l.ShardBits+l.SequenceBits) | int64(shard)<<l.SequenceBits | int64(sequence)), nil
+}
+
+// First returns the smallest ID that any shard can make in the millisecond of
+// t. With [Layout.Last] it turns a time range into a range of the primary key:
+//
+//	where id between $1 and $2 -- layout.First(from), layout.Last(to)
+//
+// A moment before the epoch gives 0, one after the end of the layout [MaxID].
+func (l Layout) First(t time.Time) ID {
+	switch ms := t.UnixMilli() - l.Epoch.UnixMilli(); {
+	case ms < 0:
+		return 0
+	case ms >= l.span():
+		return MaxID
+	default:
+		return ID(ms << (l.ShardBits + l.SequenceBits))
+	}
+}
+
+// Last returns the largest ID that any shard can make in the millisecond of t.
+// A moment before the epoch gives 0, one after the end of the layout [MaxID].
+func (l Layout) Last(t time.Time) ID {
+	if t.Before(l.Epoch) {
+		return 0
+	}
+	return l.First(t) | 1<<(l.ShardBits+l.SequenceBits) - 1
+}
+
 // Time returns the moment in which an ID was made, to the millisecond.
 func (l Layout) Time(id ID) time.Time {
 	return time.UnixMilli(l.Epoch.UnixMilli() + l.ms(id)).UTC()
@@ -61,12 +108,20 @@ func (l Layout) Sequence(id ID) int {
 // MaxShard returns the largest shard number of the layout.
 func (l Layout) MaxShard() int { return 1<<l.ShardBits - 1 }
 
-// RunsOut returns the first moment that has no ID any more.
+// RunsOut returns the first moment that has no ID any more: the ID would be
+// negative as a bigint, and sort before all others.
 func (l Layout) RunsOut() time.Time {
 	return time.UnixMilli(l.Epoch.UnixMilli() + l.span()).UTC()
 }
+
+func (l Layout) maxSequence() int { return 1<<l.SequenceBits - 1 }
 
 // span is the number of milliseconds in the layout's life.
 func (l Layout) span() int64 { return 1 << (l.TimeBits - 1) }
 
 func (l Layout) ms(id ID) int64 { return int64(id) >> (l.ShardBits + l.SequenceBits) }
+
+func (l Layout) runOut(t time.Time) error {
+	return fmt.Errorf("%w: %s, want %s to %s", ErrRunOut,
+		t.UTC().Format(time.RFC3339), l.Epoch.UTC().Format(time.RFC3339), l.RunsOut().Format(time.RFC3339))
+}
