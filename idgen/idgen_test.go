@@ -122,32 +122,6 @@ func TestNextWaitsForTheNextMillisecond(t *testing.T) {
 	})
 }
 
-// TestNextStaysWithTheClock drains a shard from many goroutines. None may push
-// the IDs into the future, which a reading of the clock that is a little old
-// would allow if it were taken for a step back.
-func TestNextStaysWithTheClock(t *testing.T) {
-	t.Parallel()
-	g := newGenerator(t, 1, idgen.Config{})
-	var ahead atomic.Int64 // the most, in milliseconds
-	var wg sync.WaitGroup
-	for range 16 {
-		wg.Go(func() {
-			for range 5000 {
-				id, err := g.Next(context.Background())
-				if err != nil {
-					ahead.Store(math.MaxInt64)
-					return
-				}
-				d := idgen.Default.Time(id).UnixMilli() - time.Now().UnixMilli()
-				for old := ahead.Load(); d > old && !ahead.CompareAndSwap(old, d); old = ahead.Load() {
-				}
-			}
-		})
-	}
-	wg.Wait()
-	require.LessOrEqual(t, ahead.Load(), int64(1))
-}
-
 // TestNextKeepsItsRateBehindAStep sets the clock back once and asks for more
 // IDs than the last millisecond has.
 func TestNextKeepsItsRateBehindAStep(t *testing.T) {

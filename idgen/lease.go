@@ -183,7 +183,7 @@ func (g *Generator) extend(ctx context.Context, state int64) error {
 	// While the states are ahead of the clock a little is enough, or a program
 	// that crashes over and over would get a window further ahead each time.
 	window := g.hold.window.Milliseconds()
-	last := max(state, g.last.Load())>>g.bits + window/16
+	last := max(state, g.last.Load())>>g.bits + window/32
 	mark := max(limit, min(max(g.clock()+window, last)<<g.bits|g.mask, g.end))
 	switch err := g.hold.lease.Extend(ctx, g.id(mark)); {
 	case errors.Is(err, ErrLeaseLost):

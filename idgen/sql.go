@@ -21,8 +21,8 @@ type SQLConfig struct {
 	// Shard is the number that the IDs carry.
 	Shard int
 
-	// Layout is the division of the 64 bits. It needs 10 or more bits for the
-	// shard and 20 for shard and sequence. Default: [Default].
+	// Layout is the division of the 64 bits. It needs 20 or more bits for shard
+	// and sequence together, and 6 for the shard. Default: [Default].
 	Layout Layout
 }
 
@@ -78,8 +78,8 @@ func SQL(cfg SQLConfig) (string, error) {
 		return "", err
 	}
 	below := l.ShardBits + l.SequenceBits
-	if l.ShardBits < 10 || below < 20 {
-		return "", fmt.Errorf("idgen: layout %v: SQL wants 10 or more bits for the shard, and 20 with the sequence", l)
+	if l.ShardBits < 6 || below < 20 {
+		return "", fmt.Errorf("idgen: layout %v: SQL wants 6 or more bits for the shard, and 20 with the sequence", l)
 	}
 	if cfg.Shard < 0 || cfg.Shard > l.MaxShard() {
 		return "", fmt.Errorf("idgen: SQLConfig.Shard is %d: want 0 to %d", cfg.Shard, l.MaxShard())
