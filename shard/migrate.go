@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/shardgram/shardgram/idgen"
 )
 
 var (
@@ -28,6 +30,9 @@ var (
 // creates the schemas that are missing. The files are named by a number from 1
 // and a word, as 0001_users.sql and 0002_likes.sql; a file may hold several
 // statements, without schema names.
+//
+// Before the first file each schema gets the functions of [idgen.SQL] for its
+// shard, so that a column can take its IDs with "default next_id()".
 //
 // Each shard is brought up in one transaction of its own, so it has either all
 // files or those it had. A file must not end the transaction, and cannot hold
@@ -104,7 +109,10 @@ func (s Shard) migrate(ctx context.Context, tx pgx.Tx, list []migration) error {
 	if err != nil {
 		return err
 	}
-	found, err := tx.Query(ctx, "select sha256 from schema_version order by version")
+	if err := s.installNextID(ctx, tx); err != nil {
+		return err
+	}
+	found, err := tx.Query(ctx, "select sha256 from schema_version where version > 0 order by version")
 	if err != nil {
 		return err
 	}
@@ -133,4 +141,25 @@ func (s Shard) migrate(ctx context.Context, tx pgx.Tx, list []migration) error {
 		}
 	}
 	return nil
+}
+
+// installNextID is version 0. It belongs to the library, so unlike a program's
+// files it may change.
+func (s Shard) installNextID(ctx context.Context, tx pgx.Tx) error {
+	sql, err := idgen.SQL(idgen.SQLConfig{Schema: s.Schema(), Shard: s.Number(), Layout: s.cluster.cfg.Layout})
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256([]byte(sql))
+	sum := hex.EncodeToString(hash[:])
+	var installed bool
+	if err := tx.QueryRow(ctx, "select exists (select from schema_version where version = 0 and sha256 = $1)", sum).Scan(&installed); err != nil || installed {
+		return err
+	}
+	if _, err := tx.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("install next_id(): %w", err)
+	}
+	_, err = tx.Exec(ctx, `insert into schema_version (version, name, sha256) values (0, 'next_id', $1)
+		on conflict (version) do update set sha256 = excluded.sha256, applied_at = now()`, sum)
+	return err
 }

@@ -28,19 +28,15 @@ func (s *Store) SignUp(ctx context.Context, name, password string) (User, error)
 	if err != nil {
 		return User{}, fmt.Errorf("store: sign up: %w", err)
 	}
-	home := s.shards.Key(name)
-	id, err := s.ids[home.Number()].Next(ctx)
-	if err != nil {
-		return User{}, fmt.Errorf("store: sign up: %w", err)
-	}
-	_, err = home.Exec(ctx, "insert into account (id, name, password) values ($1, $2, $3)", id, name, hash)
+	u := User{Name: name}
+	err = s.shards.Key(name).QueryRow(ctx, "insert into account (name, password) values ($1, $2) returning id", name, hash).Scan(&u.ID)
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.ConstraintName == "account_name_key" {
 		return User{}, ErrNameTaken
 	}
 	if err != nil {
 		return User{}, fmt.Errorf("store: sign up: %w", err)
 	}
-	return User{ID: id, Name: name}, nil
+	return u, nil
 }
 
 // LogIn returns the user with a name and password. Errors: ErrWrongPassword.

@@ -34,17 +34,12 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 	if err != nil {
 		return Photo{}, err
 	}
-	home := s.shards.ID(author)
-	id, err := s.ids[home.Number()].Next(ctx)
-	if err != nil {
-		return Photo{}, fmt.Errorf("store: upload: %w", err)
-	}
-	p := Photo{ID: id, Author: author, Caption: caption}
-
 	// The row in upload says that there may be files without a photo. It goes
 	// away in the transaction that stores the photo, so exactly one of the
 	// two is there, whenever the program dies.
-	if _, err := home.Exec(ctx, "insert into upload (photo_id) values ($1)", id); err != nil {
+	home := s.shards.ID(author)
+	var id idgen.ID
+	if err := home.QueryRow(ctx, "insert into upload default values returning photo_id").Scan(&id); err != nil {
 		return Photo{}, fmt.Errorf("store: upload: %w", err)
 	}
 	if err := s.putImages(ctx, id, images); err != nil {
@@ -68,6 +63,7 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(ctx, id, 0)))
 	}
 	s.invalidate(ctx, id) // somebody may have asked for it too early
+	p := Photo{ID: id, Author: author, Caption: caption}
 	if err := s.fanOut(ctx, p); err != nil {
 		s.log.WarnContext(ctx, "fan-out is left to the repair", "photo", id, "err", err)
 	}

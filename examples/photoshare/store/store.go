@@ -116,7 +116,6 @@ type Config struct {
 // A Store is safe for concurrent use. Make it with Open.
 type Store struct {
 	shards *shard.Cluster
-	ids    []*idgen.Generator // by shard
 	feeds  *feedcache.Feeds
 	owners *hashkv.Sparse // photo → author
 	users  *lookaside.Cache[idgen.ID, User]
@@ -136,7 +135,7 @@ type Store struct {
 var migrations embed.FS
 
 // Open migrates the shards, and starts the repair of work that was cut off.
-// One process may have a store open at a time, as it makes the IDs.
+// One process may have a store open at a time, as its feeds are its own.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -158,9 +157,6 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		log:    cfg.Log,
 	}
 	if s.images, err = imaging.New(imaging.Config{}); err != nil {
-		return nil, err
-	}
-	if s.ids, err = generators(ctx, cfg.Shards); err != nil {
 		return nil, err
 	}
 	// Feeds do not outlive the program: after a power failure Redis may come
@@ -189,24 +185,4 @@ func (s *Store) Close() error {
 	s.cancel()
 	s.repairer.Wait()
 	return nil
-}
-
-// generators makes the IDs of every shard go on above those it has stored, so
-// that a clock that was set back repeats none.
-func generators(ctx context.Context, c *shard.Cluster) ([]*idgen.Generator, error) {
-	all := make([]*idgen.Generator, len(c.Shards()))
-	err := c.Each(ctx, c.Shards(), func(ctx context.Context, sh shard.Shard) error {
-		var last idgen.ID
-		err := sh.QueryRow(ctx, `select greatest(
-			(select max(id) from account), (select max(id) from photo), (select max(photo_id) from upload), 0)`).Scan(&last)
-		if err != nil {
-			return err
-		}
-		all[sh.Number()], err = idgen.New(sh.Number(), idgen.Config{After: last})
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("store: IDs: %w", err)
-	}
-	return all, nil
 }
