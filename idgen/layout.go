@@ -86,7 +86,7 @@ func (l Layout) Last(t time.Time) ID {
 	if t.Before(l.Epoch) {
 		return 0
 	}
-	return l.First(t) | 1<<(l.ShardBits+l.SequenceBits) - 1
+	return l.First(t) | (1<<(l.ShardBits+l.SequenceBits) - 1)
 }
 
 // Time returns the moment in which an ID was made, to the millisecond.
