@@ -8,6 +8,8 @@
 //
 //	package               what it does                                       may import
 //	idgen                 64-bit IDs that sort by time and carry a shard     -
+//	idgen/pglease         its worker numbers and marks in PostgreSQL         idgen
+//	idgen/redislease      the same in Redis                                  idgen
 //	shard                 thousands of logical shards on a few PostgreSQLs   idgen
 //	hashkv                compact integer maps in Redis                      -
 //	feedcache             home feeds in Redis, filled on write               -
@@ -18,9 +20,9 @@
 //
 // # One photo's way
 //
-// The author's name hashes to a shard ([github.com/shardgram/shardgram/shard]),
-// whose generator makes the photo's ID
-// ([github.com/shardgram/shardgram/idgen]). The row is stored in that shard.
+// The author's name hashes to a shard ([github.com/shardgram/shardgram/shard]).
+// The row is stored in that shard, whose next_id() makes the photo's ID
+// ([github.com/shardgram/shardgram/idgen]).
 // The ID is pushed to the feeds of the author's followers
 // ([github.com/shardgram/shardgram/feedcache]), and whose photo it is goes into
 // a map ([github.com/shardgram/shardgram/hashkv]). A follower's page reads its

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { testserver.Main(m, testserver.NeedPostgres, testserver.NeedRedis) }
 
-var schema = fstest.MapFS{"0001_photo.sql": {Data: []byte("create table photo (id bigint primary key, author text not null)")}}
+var schema = fstest.MapFS{"0001_photo.sql": {Data: []byte("create table photo (id bigint primary key default next_id(), author text not null)")}}
 
 // must ends the program at the first error.
 func must[T any](v T, err error) T {
@@ -54,9 +54,8 @@ func Example() {
 	must(0, cluster.Migrate(ctx, schema)) // 64 schemas with your tables
 
 	alice := cluster.Key("alice") // her shard, for ever the same
-	ids := must(idgen.New(alice.Number(), idgen.Config{}))
-	photo := must(ids.Next(ctx)) // sorts by time and carries the shard
-	must(alice.Exec(ctx, "insert into photo (id, author) values ($1, $2)", photo, "alice"))
+	var photo idgen.ID            // from PostgreSQL: sorts by time, carries the shard
+	must(0, alice.QueryRow(ctx, "insert into photo (author) values ('alice') returning id").Scan(&photo))
 
 	feeds := must(feedcache.New(rdb, photosOf, feedcache.Config{}))
 	must(feeds.Push(ctx, slices.Values([]int64{bob, carol}), int64(photo)))

@@ -244,6 +244,7 @@ func (g *Generator) reserve(n int64) (first, got, until int64, err error) {
 			// in zeros, and id % n would fill one partition of n.
 			first = now<<g.bits | first&stagger
 		case lead < 0 || lead == 0 && !full:
+			// There is room.
 		case lead == 0:
 			return 0, 0, now + 1, nil
 		case lead == 1 && lastMS > g.begun.Load():
