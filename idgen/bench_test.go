@@ -1,3 +1,5 @@
+//go:build unix
+
 package idgen_test
 
 import (

@@ -43,8 +43,8 @@ type Generator struct {
 	// goes down.
 	last atomic.Int64
 
-	// until is when the millisecond of last ends, in nanoseconds of the
-	// monotonic clock since start; long ago if that is not known.
+	// until is when the millisecond of the clock ends in which reserve took its
+	// last state, in nanoseconds of the monotonic clock since start.
 	until atomic.Int64
 
 	// limit is the last state that may be returned: the end, or what Open has
@@ -264,7 +264,7 @@ func (g *Generator) reserve(n int64) (first, got, until int64, err error) {
 		if g.last.CompareAndSwap(last, first+got-1) {
 			ms := (first + got - 1) >> g.bits
 			g.begun.Store(ms)
-			if ms == now && g.now == nil {
+			if ms <= now && g.now == nil {
 				g.until.Store(int64(t.Sub(g.start)) + int64(time.Millisecond) - int64(t.Nanosecond())%int64(time.Millisecond))
 			}
 			return first, got, 0, nil

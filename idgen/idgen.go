@@ -62,7 +62,7 @@
 //
 // [Generator.Next] is one read of the clock and one atomic addition: no lock, no
 // allocation, no goroutine. [Generator.Fill] shares both among up to 1,024 IDs.
-// A generator that waits sleeps. Open costs one round trip to its store, and
+// A generator that waits sleeps. Open costs two round trips to its store, and
 // then one in the background for every third of [Config.Window].
 //
 // The layout is that of Instagram's IDs: "Sharding & IDs at Instagram",
