@@ -2,7 +2,6 @@ package idgen_test
 
 import (
 	"context"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -11,13 +10,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"github.com/shardgram/shardgram/idgen"
+	"github.com/shardgram/shardgram/internal/testserver"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testserver.Main(m, testserver.NeedPostgres) }
 
 // clock is a hand-set clock in milliseconds after the default epoch.
 type clock struct{ ms atomic.Int64 }
@@ -264,50 +263,4 @@ func newID(t *testing.T, g *idgen.Generator) idgen.ID {
 	id, err := g.Next(t.Context())
 	require.NoError(t, err)
 	return id
-}
-
-func TestParseReadsWhatStringWrites(t *testing.T) {
-	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
-		id := idgen.ID(rapid.Int64Range(1, math.MaxInt64).Draw(t, "id"))
-		got, err := idgen.Parse(id.String())
-		require.NoError(t, err)
-		require.Equal(t, id, got)
-		short := id.Short()
-		require.LessOrEqual(t, len(short), 11)
-		got, err = idgen.ParseShort(short)
-		require.NoError(t, err)
-		require.Equal(t, id, got)
-	})
-	for _, s := range []string{"", "0", "-1", "+1", "01", "1 ", "x", "9223372036854775808"} {
-		_, err := idgen.Parse(s)
-		require.Error(t, err, "%q", s)
-	}
-	for _, s := range []string{"", "A", "AB", "B=", "B\n", "é", "IAAAAAAAAAA", "BAAAAAAAAAAA", "________________"} {
-		_, err := idgen.ParseShort(s)
-		require.Error(t, err, "%q", s)
-	}
-	require.Equal(t, "H__________", idgen.MaxID.Short())
-}
-
-func FuzzParseShort(f *testing.F) {
-	f.Add("H__________")
-	f.Add("B")
-	f.Fuzz(func(t *testing.T, s string) {
-		id, err := idgen.ParseShort(s)
-		if err == nil && (id <= 0 || id.Short() != s) {
-			t.Fatalf("%q is read as %d, whose code is %q", s, id, id.Short())
-		}
-	})
-}
-
-func FuzzParse(f *testing.F) {
-	f.Add("1")
-	f.Add("9223372036854775807")
-	f.Fuzz(func(t *testing.T, s string) {
-		id, err := idgen.Parse(s)
-		if err == nil && (id <= 0 || id.String() != s) {
-			t.Fatalf("%q is read as %d", s, id)
-		}
-	})
 }

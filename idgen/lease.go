@@ -233,7 +233,7 @@ func (g *Generator) Close() error {
 func giveBack(lease Lease, last ID) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := lease.Release(ctx, last); err != nil {
+	if err := lease.Release(ctx, last); err != nil && !errors.Is(err, ErrLeaseLost) {
 		return fmt.Errorf("idgen: give back shard %d: %w", lease.Shard(), err)
 	}
 	return nil

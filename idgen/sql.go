@@ -47,7 +47,7 @@ type SQLConfig struct {
 // before, whatever the clock does: many sessions, bulk inserts, cancelled
 // statements, transactions and savepoints that roll back, a server that crashes
 // or a replica that is promoted. No lock outlives a call. There are at most 1,024
-// IDs per millisecond of the server's clock; a call beyond them sleeps until the
+// IDs per millisecond of the server's clock; a call beyond them waits for the
 // next one. When the clock is set back they go on above the last one.
 //
 // The published function of Instagram, which takes the sequence modulo 1,024 and
@@ -99,13 +99,13 @@ func SQL(cfg SQLConfig) (string, error) {
 		"SequenceBits": l.SequenceBits,
 		"Below":        below,
 		"BelowMask":    1<<below - 1,
-		"Guard":        1<<below - 1<<l.SequenceBits,
+		"Half":         1 << (below - 1),
 		"Start":        1 << l.SequenceBits,
 		"Span":         l.span(),
 		"MaxValue":     (l.span()-1)<<below + int64(l.maxSequence()) - 1, // below MaxID
 		"MaxID":        int64(MaxID),
 		"Epoch":        l.Epoch.UnixMilli(),
-		"Now":          fmt.Sprintf("floor(date_part('epoch', clock_timestamp()) * 1000)::bigint - %d", l.Epoch.UnixMilli()),
+		"Now":          fmt.Sprintf("floor(date_part('epoch'::text, clock_timestamp()) * 1000::float8)::bigint - %d", l.Epoch.UnixMilli()),
 		"Class":        0x69646765, // "idge": of the advisory locks
 		"Schema":       schema,
 		"SchemaText":   quote(cfg.Schema, '\''),
