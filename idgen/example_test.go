@@ -92,7 +92,7 @@ func ExampleOpen() {
 	defer func() { _ = os.RemoveAll(dir) }()
 	ctx := context.Background()
 
-	// Whatever happens to this process, the next one goes on above its IDs.
+	// When this process is closed or killed, the next one goes on above its IDs.
 	g, err := idgen.Open(ctx, idgen.FileLeases{Dir: dir}, 42, idgen.Config{})
 	if err != nil {
 		panic(err)
@@ -122,9 +122,9 @@ func ExampleLayout_First() {
 	// Everything of one day, by the primary key alone.
 	day := time.Date(2026, 10, 6, 0, 0, 0, 0, time.UTC)
 	first := idgen.Default.First(day)
-	last := idgen.Default.Last(day.AddDate(0, 0, 1).Add(-time.Millisecond))
-	fmt.Printf("select * from photo where id between %d and %d\n", first, last)
-	// Output: select * from photo where id between 201487653273600000 and 202212429004799999
+	next := idgen.Default.First(day.AddDate(0, 0, 1))
+	fmt.Printf("select * from photo where id >= %d and id < %d\n", first, next)
+	// Output: select * from photo where id >= 201487653273600000 and id < 202212429004800000
 }
 
 func ExampleID_MarshalJSON() {

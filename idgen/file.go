@@ -36,8 +36,10 @@ const slotSize = 4096
 // A file in which neither can be read is an error, never a mark of 0.
 //
 // The directory must be on a local disk and outlive the processes; network file
-// systems differ in what their locks promise. Whoever removes a file lets its
-// IDs begin at the clock again, and one that still holds it stops. A disk that
+// systems differ in what their locks promise. Never remove the file of a number
+// that is held: until its holder extends again, up to a third of [Config.Window]
+// later, it and the next one make the same IDs. When the file of another number is
+// removed, its IDs begin at the clock again. A disk that
 // loses the newer record after it said that it was written sets the mark back by
 // one Extend.
 //

@@ -133,7 +133,8 @@ func (g *Generator) TryNext() (ID, error) {
 
 // Fill fills ids with new IDs in increasing order, and returns how many it has
 // made: all of them, or fewer and an error. It takes as many as the millisecond
-// has in one step, so others' IDs lie between those of two milliseconds only.
+// has in one step, so IDs of other callers lie only between two milliseconds of
+// the batch.
 func (g *Generator) Fill(ctx context.Context, ids []ID) (int, error) {
 	for n := 0; n < len(ids); {
 		first, got, err := g.take(ctx, int64(len(ids)-n), !g.refuse)

@@ -397,7 +397,11 @@ func TestCloseEndsAGenerator(t *testing.T) {
 	require.ErrorIs(t, err, idgen.ErrClosed)
 	_, err = g.TryNext()
 	require.ErrorIs(t, err, idgen.ErrClosed)
-	n, err := g.Fill(t.Context(), make([]idgen.ID, 1))
-	require.ErrorIs(t, err, idgen.ErrClosed)
-	require.Zero(t, n)
+	for range 2000 { // also when there would be no ID left
+		n, err := g.Fill(t.Context(), make([]idgen.ID, 1))
+		require.ErrorIs(t, err, idgen.ErrClosed)
+		require.Zero(t, n)
+		_, err = g.TryNext()
+		require.ErrorIs(t, err, idgen.ErrClosed)
+	}
 }

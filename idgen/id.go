@@ -3,6 +3,7 @@ package idgen
 import (
 	"cmp"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -10,7 +11,8 @@ import (
 )
 
 // An ID is a time-sortable 64-bit number: a PostgreSQL bigint, which pgx reads
-// and writes without registration. 0 is no ID.
+// and writes without registration, also in slices (but as an argument not in its
+// modes Exec and SimpleProtocol, which take a []int64). 0 is no ID.
 //
 // Its text is decimal. In JSON it is a string, as JavaScript's numbers hold
 // only 53 bits; a string and a number are both read.
@@ -131,6 +133,9 @@ func (id *ID) Scan(src any) error {
 		return id.UnmarshalText([]byte(v))
 	case []byte:
 		return id.UnmarshalText(v)
+	}
+	if src == nil {
+		return errors.New("idgen: scan NULL: want a pointer or sql.Null")
 	}
 	return fmt.Errorf("idgen: scan %T: want a bigint or its text", src)
 }

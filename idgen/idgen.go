@@ -14,9 +14,9 @@
 // The field of 41 bits includes the sign bit of a PostgreSQL bigint, so 40 of
 // them can be used: a layout lasts 2^40 milliseconds, 34.8 years, from its
 // epoch. [Layout.RunsOut] tells the date, which is 3 November 2060 for
-// [Default]. From then on generators refuse, in Go with [ErrRunOut]; none ever
-// makes a negative ID. Programs that must live longer take fewer bits for the
-// shard or the sequence while their tables are empty.
+// [Default]. From then on generators refuse, in Go with [ErrRunOut], in PostgreSQL
+// with numeric_value_out_of_range; none ever makes a negative ID. A layout with
+// more bits for the time lasts longer: choose it before the first row.
 //
 // # Which generator
 //
@@ -39,11 +39,12 @@
 // by default a wait for the next millisecond. So no ID is ahead of the clock,
 // unless the clock stepped back, the program borrows or it was killed and began
 // above its mark. An ID that had to wait may be up to 16 ms behind the clock, as
-// milliseconds missed by a late timer are used up first. At low rates too, IDs
-// modulo 2, 4 … 64 are evenly spread.
+// milliseconds missed by a late timer are used up first; or as old as the wait for
+// the store of [Open] was long. IDs modulo 2, 4 … 64 are evenly spread, also at
+// low rates.
 //
-// With [Open], the first ID is above every ID that an earlier process has made
-// with the same marks, also after a crash or with a clock that was set back. A
+// With [Open], the first ID is above every ID that an earlier process has made of
+// that shard, also after a crash or with a clock that was set back. A
 // process that has lost its number to another one, and wakes up an hour later,
 // returns nothing that the other may return: safety rests on the stored mark and
 // its compare-and-swap, never on a clock or a timeout.
@@ -54,16 +55,29 @@
 // time, and may when the second one starts while the clock is behind: it begins
 // at the clock, or above [Config.After]. A virtual machine that is cloned with a
 // process running in it repeats what [Open] had reserved, at most
-// [Config.Window]; then the one that is second to extend the mark stops. IDs of
+// [Config.Window]; then the one that is second to extend the mark stops. A
+// program that opens [AnyShard] again may get another number, whose IDs are above
+// its former ones only as far as the clock is. IDs of
 // different shards are ordered only as well as the clocks of their machines
 // agree. An ID is no secret: it tells its time and shard.
 //
 // # Cost
 //
 // [Generator.Next] is one read of the clock and one atomic addition: no lock, no
-// allocation, no goroutine. [Generator.Fill] shares both among up to 1,024 IDs.
-// A generator that waits sleeps. Open costs two round trips to its store, and
-// then one in the background for every third of [Config.Window].
+// allocation. [Generator.Fill] shares both among up to 1,024 IDs. A generator that
+// waits sleeps. Open costs two round trips to its store, and then one in the
+// background for every third of [Config.Window].
+//
+// # Failure
+//
+// New and Open do not look at the clock; a clock before the epoch makes Next fail
+// with [ErrRunOut] until it is right, one far behind with [ErrClockBack]. Next of
+// a generator of Open waits for the store when the mark is reached, as long as its
+// ctx lets it: give it a deadline. It goes on without the store for two thirds of
+// the window or more, then returns the store's errors, and goes on when the store
+// is back. After [ErrLeaseLost] open another generator and put it in the place of
+// the old one. Open adds one goroutine: close the generator after the last Next,
+// also one that is in a [Set].
 //
 // The layout is that of Instagram's IDs: "Sharding & IDs at Instagram",
 // Instagram Engineering, 2011.
@@ -87,18 +101,21 @@ var (
 
 	// ErrFull is returned when there is no ID without waiting: by TryNext, and
 	// by all methods under [Refuse]. A retry is safe, and succeeds a
-	// millisecond later.
+	// millisecond later, or when the background has stored a mark.
 	ErrFull = errors.New("idgen: the IDs of this millisecond are used up")
 
-	// ErrLeaseLost is returned from the moment on that somebody else is known
-	// to hold the shard number. It is final: no retry succeeds; [Open] another.
-	ErrLeaseLost = errors.New("idgen: another process holds the shard number now")
+	// ErrLeaseLost is returned once it is known that somebody else has claimed
+	// the shard number, or that its mark is gone. It is final: no retry
+	// succeeds; [Open] another.
+	ErrLeaseLost = errors.New("idgen: the shard number was lost")
 
-	// ErrHeld is returned by [Open] when another process holds the shard
-	// number, and all of them when any would do.
-	ErrHeld = errors.New("idgen: the shard number is held by another process")
+	// ErrHeld is returned by [Open] when the shard number is held, in this
+	// process or another, or all are for [AnyShard]. A retry succeeds when a
+	// holder has ended. Of a number asked for by name only [FileLeases] returns
+	// it; the other stores take the number from its holder.
+	ErrHeld = errors.New("idgen: the shard number is held")
 
-	// ErrClosed is returned after Close.
+	// ErrClosed is returned after Close, unless ErrLeaseLost was before.
 	ErrClosed = errors.New("idgen: the generator is closed")
 )
 
@@ -121,30 +138,32 @@ type Config struct {
 	Layout Layout
 
 	// After is an ID of the shard that every new ID must be above: the largest
-	// one stored. Default: 0, none.
+	// one stored. Far ahead of the clock it is like a step back. Default: 0,
+	// none.
 	After ID
 
 	// Overflow is what happens when the IDs of a millisecond are used up.
 	// Default: Wait.
 	Overflow Overflow
 
-	// MaxAhead is how far Borrow may run ahead of the clock, in whole
+	// MaxAhead is how far Borrow may run ahead of the clock, a number of
 	// milliseconds. Default: 1 s with Borrow; else it must be 0.
 	MaxAhead time.Duration
 
 	// MaxBack is how far the clock may step back before the generator refuses
 	// with ErrClockBack; until then it counts on above the last ID, at most
-	// 1,024 for each millisecond. It never sleeps for the length of a step.
-	// Default: 1 s.
+	// 1,024 for each millisecond. No call sleeps for the length of a step. Open
+	// adds Window, as IDs may begin so far ahead. Default: 1 s; at least 1 ms.
 	MaxBack time.Duration
 
 	// Window is how far ahead of use Open stores the mark. After a crash IDs
-	// begin up to this much ahead of the clock. When the store of the marks is
-	// away for longer, the generator stops. Default: 3 s; at least 100 ms. Only
-	// Open reads it.
+	// begin up to this much ahead of the clock. A store that is away for up to
+	// two thirds of it is not noticed. Default: 3 s; at least 100 ms. Only Open
+	// reads it.
 	Window time.Duration
 
-	// Now is the clock. Default: time.Now.
+	// Now is the clock. One that stands still makes Next wait for ever when the
+	// IDs of its millisecond are used up. Default: time.Now.
 	Now func() time.Time
 }
 
@@ -159,8 +178,8 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Overflow < Wait || c.Overflow > Refuse {
 		return c, fmt.Errorf("idgen: Config.Overflow is %d: want Wait, Borrow or Refuse", c.Overflow)
 	}
-	if c.MaxAhead < 0 || c.MaxAhead > 0 && c.MaxAhead < time.Millisecond {
-		return c, fmt.Errorf("idgen: Config.MaxAhead is %v: want 1 ms or more", c.MaxAhead)
+	if c.MaxAhead < 0 || c.MaxAhead%time.Millisecond != 0 {
+		return c, fmt.Errorf("idgen: Config.MaxAhead is %v: want a number of milliseconds", c.MaxAhead)
 	}
 	if c.MaxAhead > 0 && c.Overflow != Borrow {
 		return c, fmt.Errorf("idgen: Config.MaxAhead is %v: want 0 without Borrow", c.MaxAhead)
@@ -168,8 +187,8 @@ func (c Config) withDefaults() (Config, error) {
 	if c.MaxAhead == 0 && c.Overflow == Borrow {
 		c.MaxAhead = time.Second
 	}
-	if c.MaxBack < 0 {
-		return c, fmt.Errorf("idgen: Config.MaxBack is %v: want 0 or more", c.MaxBack)
+	if c.MaxBack < 0 || c.MaxBack > 0 && c.MaxBack < time.Millisecond {
+		return c, fmt.Errorf("idgen: Config.MaxBack is %v: want 1ms or more", c.MaxBack)
 	}
 	if c.MaxBack == 0 {
 		c.MaxBack = time.Second

@@ -63,10 +63,10 @@ func (l Layout) Compose(t time.Time, shard, sequence int) (ID, error) {
 	return ID(ms<<(l.ShardBits+l.SequenceBits) | int64(shard)<<l.SequenceBits | int64(sequence)), nil
 }
 
-// First returns the smallest ID that any shard can make in the millisecond of
-// t. With [Layout.Last] it turns a time range into a range of the primary key:
+// First returns the smallest ID that any shard can make in the millisecond of t.
+// It turns a range of time into one of the primary key:
 //
-//	where id between $1 and $2 -- layout.First(from), layout.Last(to)
+//	where id >= $1 and id < $2 -- layout.First(from), layout.First(to)
 //
 // A moment before the epoch gives 0, one after the end of the layout [MaxID].
 func (l Layout) First(t time.Time) ID {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,7 +22,8 @@ type Leases interface {
 	// fails when that is another one.
 	//
 	// A holder that is alive may lose a number that was asked for by name: the
-	// newest wins, or the store returns ErrHeld.
+	// newest wins, or the store returns ErrHeld. Open asks only for numbers of
+	// the layout.
 	Claim(ctx context.Context, shard int, layout Layout) (Lease, error)
 }
 
@@ -42,7 +44,9 @@ type Lease interface {
 	Extend(ctx context.Context, mark ID) error
 
 	// Release gives the number back, with the last ID that was made as its
-	// mark. It is the last call. A number that has been lost is left alone.
+	// mark, and frees what the lease holds. It is the last call, made once,
+	// also after ErrLeaseLost. A number that has been lost is left alone, which
+	// is no error.
 	Release(ctx context.Context, mark ID) error
 }
 
@@ -55,19 +59,24 @@ type hold struct {
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 	once   sync.Once
-	lost   bool  // changed with the token taken and before limit is
-	err    error // of Close
+	lost   error                 // changed with the token taken and before limit is
+	failed atomic.Pointer[error] // of the last Extend, nil if it worked
+	err    error                 // of Close
 }
 
 // Open returns a generator of a shard, or of any that is free for [AnyShard],
-// whose IDs are above all that were made with the same leases before: after a
-// crash, with a clock that was set back, and when its number was another
-// process's until now. It takes two round trips.
+// whose IDs are above all that were made of that shard with the same leases
+// before: after a crash, with a clock that was set back, and when its number was
+// another process's until now. It takes two round trips.
+//
+// A number asked for by name that another process still holds is taken from it
+// by pglease and redislease: the newest wins, and the other one gets
+// [ErrLeaseLost]. [FileLeases] returns [ErrHeld] until that process has ended.
 //
 // The mark is stored [Config.Window] ahead of use, in the background, so that
-// Next need not wait for the store. When the store is away for longer, Next
-// tries it itself and returns its error; a retry is safe. When another process
-// has claimed the number, Next returns [ErrLeaseLost].
+// Next need not wait for the store. When that has failed for long, Next tries it
+// itself and returns its error; TryNext, and all methods under [Refuse], return
+// the error of the background. A retry is safe.
 //
 // Close the generator, to give the number back.
 func Open(ctx context.Context, leases Leases, shard int, cfg Config) (*Generator, error) {
@@ -81,6 +90,14 @@ func Open(ctx context.Context, leases Leases, shard int, cfg Config) (*Generator
 	if shard == AnyShard && cfg.After != 0 {
 		return nil, fmt.Errorf("idgen: Config.After is %d: want 0 with AnyShard", cfg.After)
 	}
+	if shard != AnyShard {
+		if _, err := newGenerator(shard, cfg); err != nil {
+			return nil, err // before anything is claimed
+		}
+	}
+	if leases == nil {
+		return nil, errors.New("idgen: the leases are nil")
+	}
 	lease, err := leases.Claim(ctx, shard, cfg.Layout)
 	if err != nil {
 		return nil, fmt.Errorf("idgen: claim %s: %w", shardName(shard), err)
@@ -88,7 +105,7 @@ func Open(ctx context.Context, leases Leases, shard int, cfg Config) (*Generator
 	g, err := openLease(ctx, lease, cfg)
 	if err != nil {
 		// What was not given back is free after a while.
-		return nil, errors.Join(err, giveBack(lease, max(cfg.After, lease.Mark())))
+		return nil, errors.Join(err, giveBack(lease, lease.Mark()))
 	}
 	return g, nil
 }
@@ -157,6 +174,9 @@ func (g *Generator) permit(ctx context.Context, state int64, wait bool) error {
 			case g.hold.nudge <- struct{}{}:
 			default:
 			}
+			if failed := g.hold.failed.Load(); failed != nil {
+				return *failed
+			}
 			return ErrFull
 		}
 		if err := g.extend(ctx, state); err != nil {
@@ -185,29 +205,32 @@ func (g *Generator) extend(ctx context.Context, state int64) error {
 	window := g.hold.window.Milliseconds()
 	last := max(state, g.last.Load())>>g.bits + window/32
 	mark := max(limit, min(max(g.clock()+window, last)<<g.bits|g.mask, g.end))
-	switch err := g.hold.lease.Extend(ctx, g.id(mark)); {
-	case errors.Is(err, ErrLeaseLost):
-		g.hold.lost = true
-		g.limit.Store(-1)
-		return g.stopped()
-	case err != nil:
-		return fmt.Errorf("idgen: store the mark of shard %d: %w", g.shard, err)
+	if err := g.hold.lease.Extend(ctx, g.id(mark)); err != nil {
+		err = fmt.Errorf("idgen: store the mark of shard %d: %w", g.shard, err)
+		if errors.Is(err, ErrLeaseLost) {
+			g.hold.lost = err
+			g.limit.Store(-1)
+		}
+		g.hold.failed.Store(&err)
+		return err
 	}
+	g.hold.failed.Store(nil)
 	g.limit.Store(mark)
 	return nil
 }
 
 // stopped says why a generator whose limit is negative makes no IDs.
 func (g *Generator) stopped() error {
-	if g.hold != nil && g.hold.lost {
-		return fmt.Errorf("%w: shard %d", ErrLeaseLost, g.shard)
+	if g.hold != nil && g.hold.lost != nil {
+		return g.hold.lost
 	}
 	return fmt.Errorf("%w: shard %d", ErrClosed, g.shard)
 }
 
-// Close ends a generator: from then on its methods return [ErrClosed]. One of
-// [Open] stores its last ID and gives its shard number back, for which it waits
-// up to 5 s. A second call returns the same error.
+// Close ends a generator: from then on its methods return [ErrClosed], or
+// [ErrLeaseLost] if that was the end. One of [Open] stores its last ID and gives
+// its shard number back, for which it waits up to 5 s. A second call returns the
+// same error.
 func (g *Generator) Close() error {
 	h := g.hold
 	if h == nil {
@@ -219,9 +242,6 @@ func (g *Generator) Close() error {
 		h.ended.Wait()
 		<-h.turn
 		defer func() { h.turn <- struct{}{} }()
-		if h.lost {
-			return
-		}
 		// Whoever still gets an ID has seen the old limit, so its state is in
 		// last by now.
 		g.limit.Store(-1)
@@ -233,7 +253,7 @@ func (g *Generator) Close() error {
 func giveBack(lease Lease, last ID) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := lease.Release(ctx, last); err != nil && !errors.Is(err, ErrLeaseLost) {
+	if err := lease.Release(ctx, last); err != nil {
 		return fmt.Errorf("idgen: give back shard %d: %w", lease.Shard(), err)
 	}
 	return nil

@@ -16,11 +16,11 @@ import (
 // ledger is a small Leases in memory, to let its store fail and its holders
 // crash at will. The newest holder of a number wins.
 type ledger struct {
-	mu     sync.Mutex
-	mark   map[int]idgen.ID
-	holder map[int]*ledgerLease
-	broken error // of Extend
-	stores int
+	mu       sync.Mutex
+	mark     map[int]idgen.ID
+	holder   map[int]*ledgerLease
+	broken   error // of Extend
+	released int
 }
 
 type ledgerLease struct {
@@ -66,13 +66,13 @@ func (l *ledgerLease) Extend(_ context.Context, mark idgen.ID) error {
 		return errors.New("the mark goes down")
 	}
 	l.ledger.mark[l.shard] = mark
-	l.stores++
 	return nil
 }
 
 func (l *ledgerLease) Release(_ context.Context, mark idgen.ID) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.released++
 	if l.holder[l.shard] == l {
 		l.ledger.mark[l.shard] = mark
 		delete(l.holder, l.shard)
@@ -186,7 +186,7 @@ func TestNextOutlivesAStoreThatIsAway(t *testing.T) {
 			_, err = g.Next(t.Context())
 			require.ErrorIs(t, err, away)
 			_, err = g.TryNext()
-			require.ErrorIs(t, err, idgen.ErrFull)
+			require.ErrorIs(t, err, away, "what the background found")
 		}
 		l.fail(nil)
 		require.Greater(t, newID(t, g), last, "at once")
@@ -245,11 +245,14 @@ func TestTwoZombies(t *testing.T) {
 				require.ErrorIs(t, err, idgen.ErrLeaseLost)
 			}
 			require.NoError(t, zombie.Close())
-			_, err := zombie.Next(t.Context())
+			_, err := zombie.Fill(t.Context(), make([]idgen.ID, 5000))
+			require.ErrorIs(t, err, idgen.ErrLeaseLost)
+			_, err = zombie.Next(t.Context())
 			require.ErrorIs(t, err, idgen.ErrLeaseLost)
 		}
 		require.Greater(t, layout.Time(newID(t, holders[2])), layout.Epoch.Add(2*time.Hour-time.Second))
 		require.NoError(t, holders[2].Close())
+		require.Equal(t, 3, l.released, "also of those that were lost")
 	})
 }
 
@@ -281,6 +284,10 @@ func TestOpenGivesBackWhatItCannotUse(t *testing.T) {
 	_, err = idgen.Open(t.Context(), l, idgen.AnyShard, idgen.Config{After: 1})
 	require.Error(t, err)
 	_, err = idgen.Open(t.Context(), l, 5, idgen.Config{Window: time.Millisecond})
+	require.Error(t, err)
+	_, err = idgen.Open(t.Context(), l, 5, idgen.Config{After: 6<<10 | 1})
+	require.ErrorContains(t, err, "is of shard 6")
+	_, err = idgen.Open(t.Context(), nil, 5, idgen.Config{})
 	require.Error(t, err)
 	require.Empty(t, l.holder)
 }

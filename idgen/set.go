@@ -21,6 +21,9 @@ func NewSet(generators ...*Generator) (*Set, error) {
 	if len(generators) == 0 {
 		return nil, errors.New("idgen: a set of no generators")
 	}
+	if slices.Contains(generators, nil) {
+		return nil, errors.New("idgen: a set with a nil generator")
+	}
 	s := &Set{generators: slices.Clone(generators)}
 	slices.SortFunc(s.generators, func(a, b *Generator) int { return a.Shard() - b.Shard() })
 	for i, g := range s.generators {
@@ -44,8 +47,9 @@ func (s *Set) Shard(shard int) (*Generator, bool) {
 }
 
 // Next returns an ID of a shard that has one now, the one that had one last if
-// it can. Only when all are used up it waits, as [Generator.Next] does. IDs of
-// different shards do not increase within a millisecond.
+// it can. Only when all are used up it waits, as [Generator.Next] does. The IDs of
+// one shard increase; those of the set may step back, by a millisecond or as much
+// as one of its generators is ahead of the clock.
 //
 // A generator that has failed is passed over while another one works.
 func (s *Set) Next(ctx context.Context) (ID, error) {

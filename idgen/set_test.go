@@ -109,6 +109,8 @@ func TestNewSetRefuses(t *testing.T) {
 	t.Parallel()
 	_, err := idgen.NewSet()
 	require.Error(t, err)
+	_, err = idgen.NewSet(nil)
+	require.Error(t, err)
 	one := newGenerator(t, 1, idgen.Config{})
 	_, err = idgen.NewSet(one, newGenerator(t, 1, idgen.Config{}))
 	require.ErrorContains(t, err, "shard 1 twice")

@@ -38,15 +38,17 @@ type SQLConfig struct {
 //
 // and the sequence id_state, which they rest on. A column takes its IDs with
 // "default next_id()". The script may run again; it is refused by a schema that
-// has another shard or layout. Its statements run one after the other, in a
-// transaction or not: by psql, or by pgx's Exec with the simple protocol.
+// has another shard or layout. It runs by psql, or by Exec of pgx or database/sql
+// without arguments; runs at the same time want a transaction each (psql -1).
+// Outside the schema's search_path the functions are called as s42.next_id(). After
+// the schema was renamed, run the script of the new name.
 //
 // # Guarantees
 //
 // The IDs of a schema never repeat, and each is larger than those a session got
 // before, whatever the clock does: many sessions, bulk inserts, cancelled
 // statements, transactions and savepoints that roll back, a server that crashes
-// or a replica that is promoted. No lock outlives a call. There are at most 1,024
+// or a replica that is promoted. No call waits for another's transaction. There are at most 1,024
 // IDs per millisecond of the server's clock; a call beyond them waits for the
 // next one. When the clock is set back they go on above the last one.
 //
@@ -59,16 +61,18 @@ type SQLConfig struct {
 // A crash forgets what was not committed, or with synchronous_commit = off not
 // yet written: such an ID comes again if the clock has been set back too. So does
 // one that a replica had not received when it was promoted. Where clocks are that
-// bad, and when a shard moves to another server, ask the old server
-// for id_floor(), and give the answer to id_floor(…) on the new one.
+// bad, and when a shard moves to another server, ask the old server for
+// id_floor(), and give the answer to id_floor(…) on the new one. Give it nothing
+// but IDs of this layout: a floor in 2060 cannot be undone. Like any sequence
+// next_id() cannot be called on a standby or in a read-only transaction.
 //
 // # Cost
 //
-// A call reads and counts one sequence and the clock: less than half of what the
-// published function costs. The first call in a millisecond also takes a lock,
-// within a subtransaction, and writes two WAL records, which is about as dear as
-// that function. A role needs usage of the schema, and
-// usage and update of the sequence id_state.
+// A call reads and counts one sequence and the clock, which takes about half as
+// long as the published function. The first call in a millisecond also takes a
+// lock, within a subtransaction, and writes two WAL records, which takes longer
+// than that function (BenchmarkNextID in the module bench). A role needs usage of
+// the schema and update of the sequence id_state.
 func SQL(cfg SQLConfig) (string, error) {
 	l := cfg.Layout
 	if l == (Layout{}) {

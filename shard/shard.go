@@ -77,7 +77,8 @@ type Config struct {
 	// rows are stored. Default: "shard", for schemas shard_0000, shard_0001, …
 	Schema string
 
-	// Layout is that of the IDs. Default: idgen.Default.
+	// Layout is that of the IDs. Migrate wants one that idgen.SQL takes. Default:
+	// idgen.Default.
 	Layout idgen.Layout
 
 	// MaxConns bounds the connections to a node. Default: 16, or

@@ -23,8 +23,8 @@
 // synchronous standbys, also where the default of synchronous_commit is off.
 //
 // The expiry is for liveness only: it tells [idgen.AnyShard] which numbers are
-// free, by the clock of the database. A holder that is late loses its number at
-// most, never an ID.
+// free, by the clock of the database. A holder that is late may lose its number;
+// no ID repeats.
 //
 // # Non-guarantees
 //
@@ -36,7 +36,7 @@
 // # Cost
 //
 // Claim of a number, Extend and Release are one statement and one round trip
-// each. So is Claim of AnyShard, and one more for each time that another claim
+// each (a pool adds a ping when its connection was idle for a second). So is Claim of AnyShard, and one more for each time that another claim
 // was faster at a number that nobody has used yet. A row is about 110 bytes.
 // AnyShard looks at the rows in use while none is free, which takes milliseconds
 // of the server's time when 8,000 are held (BenchmarkClaimAnyShard). The
@@ -68,8 +68,9 @@ import (
 	"github.com/shardgram/shardgram/idgen"
 )
 
-// A DB runs statements, each in a transaction of its own. *pgxpool.Pool is one;
-// so is *pgx.Conn, for one lease, which a context that ends closes.
+// A DB runs statements, each in a transaction of its own: a *pgxpool.Pool. A
+// *pgx.Conn is one too, for one lease; a context that ends during a call closes
+// it, and the lease cannot be extended any more.
 type DB interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
@@ -107,6 +108,9 @@ func New(db DB, cfg Config) (*Store, error) {
 	if db == nil {
 		return nil, errors.New("pglease: DB is nil")
 	}
+	if _, ok := db.(pgx.Tx); ok {
+		return nil, errors.New("pglease: DB is a transaction, whose rollback would forget marks: want a pool")
+	}
 	if cfg.Name == "" {
 		cfg.Name = "ids"
 	}
@@ -128,9 +132,17 @@ func New(db DB, cfg Config) (*Store, error) {
 	return &Store{db: db, name: cfg.Name, ttl: cfg.TTL.Seconds(), sql: newStatements(table.Sanitize())}, nil
 }
 
-// Install makes the table if there is none. Any number of processes may call it
-// at the same time. The schema must exist.
+// Install makes the table if there is none, for which it needs create on the
+// schema, which must exist; the other methods need select, insert and update on
+// the table. Any number of processes may call it at the same time.
 func (s *Store) Install(ctx context.Context) error {
+	var there bool
+	if err := s.db.QueryRow(ctx, "select to_regclass($1) is not null", s.sql.table).Scan(&there); err != nil {
+		return fmt.Errorf("pglease: install %s: %w", s.sql.table, err)
+	}
+	if there {
+		return nil
+	}
 	if _, err := s.db.Exec(ctx, s.sql.install); err != nil {
 		return fmt.Errorf("pglease: install %s: %w", s.sql.table, err)
 	}
