@@ -157,7 +157,7 @@ func (l *fileLease) read(slot int) (ID, error) {
 	case !ok:
 		return -1, nil
 	case r.layout != l.layout:
-		return 0, fmt.Errorf("%s: its layout is %s, not %s", l.path, r.layout, l.layout)
+		return 0, fmt.Errorf("%s: shard %d has IDs of layout %s: want %s", l.path, l.shard, r.layout, l.layout)
 	case r.shard != l.shard:
 		return 0, fmt.Errorf("%s: it is the file of shard %d", l.path, r.shard)
 	}

@@ -173,11 +173,12 @@ func (s *Store) claim(ctx context.Context, shard int, layout idgen.Layout) (*lea
 	for {
 		var (
 			got, mark *int64  // nil when nothing was claimed
-			found     *string // the layout that is stored
+			at        *int64  // the number that was looked at
+			found     *string // and its layout
 			raced     bool    // another claim was faster
 		)
 		row := s.db.QueryRow(ctx, sql, pgx.QueryExecModeExec, s.name, number, layout.String(), token, s.ttl)
-		err := row.Scan(&got, &mark, &found, &raced)
+		err := row.Scan(&got, &mark, &at, &found, &raced)
 		switch {
 		case err != nil:
 			return nil, err
@@ -185,7 +186,7 @@ func (s *Store) claim(ctx context.Context, shard int, layout idgen.Layout) (*lea
 			v := version{token: token, mark: idgen.ID(*mark)}
 			return &lease{store: s, shard: int(*got), claimed: v.mark, known: v, tried: v}, nil
 		case found != nil && *found != layout.String():
-			return nil, fmt.Errorf("its layout is %s, not %s", *found, layout)
+			return nil, fmt.Errorf("shard %d has IDs of layout %s: want %s", *at, *found, layout)
 		case !raced:
 			return nil, idgen.ErrHeld
 		}

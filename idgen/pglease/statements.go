@@ -44,8 +44,9 @@ create table if not exists TABLE (
 	primary key (name, number)
 )`
 
-// The claims return the number and its mark, or nulls; the layout that is
-// stored, if it is known; and whether another claim was faster.
+// The claims return the number and its mark, or nulls; the number that was looked
+// at and the layout that is stored for it, if known; and whether another claim was
+// faster.
 
 // claim takes $1 name, $2 number, $3 layout, $4 token, $5 TTL.
 const claim = `
@@ -57,7 +58,7 @@ with claimed as (
 	where lease.layout = excluded.layout
 	returning number, mark
 )
-select claimed.number, claimed.mark, stored.layout, claimed.number is null
+select claimed.number, claimed.mark, stored.number, stored.layout, claimed.number is null
 from DURABLE
 left join claimed on true
 left join TABLE stored on stored.name = $1 and stored.number = $2`
@@ -87,7 +88,7 @@ with free as (
 	on conflict do nothing
 	returning number, mark
 )
-select coalesce(taken.number, made.number), coalesce(taken.mark, made.mark), free.layout, gap.number is not null
+select coalesce(taken.number, made.number), coalesce(taken.mark, made.mark), free.number, free.layout, gap.number is not null
 from DURABLE
 left join free on true left join gap on true left join taken on true left join made on true`
 
