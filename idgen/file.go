@@ -56,11 +56,13 @@ type FileLeases struct {
 
 var _ Leases = FileLeases{}
 
-// Claim locks the file of a shard number, or of the lowest that nobody holds.
+// Claim locks the file of a shard number, or of the lowest that nobody holds and
+// whose file is not damaged.
 func (f FileLeases) Claim(ctx context.Context, shard int, layout Layout) (Lease, error) {
 	if f.Dir == "" {
 		return nil, errors.New("idgen: FileLeases.Dir is empty: want a directory")
 	}
+	var damaged error
 	first, last := shard, shard
 	if shard == AnyShard {
 		first, last = 0, layout.MaxShard()
@@ -73,13 +75,23 @@ func (f FileLeases) Claim(ctx context.Context, shard int, layout Layout) (Lease,
 		if shard == AnyShard && errors.Is(err, ErrHeld) {
 			continue
 		}
+		if shard == AnyShard && errors.Is(err, errDamaged) {
+			damaged = errors.Join(damaged, err)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
 		return l, nil
 	}
+	if damaged != nil {
+		return nil, damaged
+	}
 	return nil, ErrHeld
 }
+
+// errDamaged is in the error of a file without a record.
+var errDamaged = errors.New("neither record can be read")
 
 func (f FileLeases) claim(shard int, layout Layout) (*fileLease, error) {
 	path := filepath.Join(f.Dir, fmt.Sprintf("shard-%04d.mark", shard))
@@ -128,8 +140,8 @@ func (l *fileLease) load() error {
 		}
 	}
 	if l.mark = max(l.marks[0], l.marks[1]); l.mark < 0 {
-		return fmt.Errorf("%s: neither record can be read: put back a copy, or remove the file "+
-			"if the clock is surely past every ID of shard %d", l.path, l.shard)
+		return fmt.Errorf("%s: %w: put back a copy, or remove the file "+
+			"if the clock is surely past every ID of shard %d", l.path, errDamaged, l.shard)
 	}
 	return nil
 }

@@ -202,7 +202,10 @@ func (g *Generator) take(ctx context.Context, n int64, wait bool) (int64, int64,
 			}
 			return first, got, nil
 		}
+		// From here on the calls look before they add, and the millisecond that
+		// somebody waits for is used up before a later one.
 		g.until.Store(0)
+		g.backlog.Store(until + 1)
 		if !wait {
 			return 0, 0, ErrFull
 		}
@@ -231,13 +234,15 @@ func (g *Generator) reserve(n int64) (first, got, until int64, err error) {
 			return 0, 0, 0, g.ended(last)
 		}
 		lastMS, full := last>>g.bits, last&g.mask == g.mask
+		// Goroutines in fast that added 1 at the same time went over the end.
+		over := lastMS > g.begun.Load()
 		limit := min(now+g.maxAhead, g.end>>g.bits)
 		first, to := last+1, min(limit<<g.bits|g.mask, g.end)
 
 		switch lead := lastMS - limit; {
-		case lastMS < now && full && now-lastMS <= catchUp:
-			// The last millisecond was used up, so somebody was waiting, and
-			// woke late. What was missed is still there.
+		case lastMS < now && (full || over) && now-lastMS <= catchUp:
+			// A millisecond was used up, so somebody was waiting, and woke late.
+			// What was missed is still there.
 			g.backlog.Store(now + 1)
 		case lastMS < now && now-lastMS <= catchUp && lastMS < g.backlog.Load():
 		case lastMS < now:
@@ -249,9 +254,7 @@ func (g *Generator) reserve(n int64) (first, got, until int64, err error) {
 			// There is room.
 		case lead == 0:
 			return 0, 0, now + 1, nil
-		case lead == 1 && lastMS > g.begun.Load():
-			// Goroutines that added 1 at the same time went over the end of
-			// the millisecond. The clock did not step back.
+		case over && lead <= 2: // the clock did not step back
 			return 0, 0, now + 1, nil
 		case lead > g.maxBack:
 			return 0, 0, 0, fmt.Errorf("%w by %v: shard %d", ErrClockBack, time.Duration(lead)*time.Millisecond, g.shard)
@@ -260,7 +263,7 @@ func (g *Generator) reserve(n int64) (first, got, until int64, err error) {
 		default:
 			// Behind a clock that stepped back the states go on within the last
 			// millisecond, and into a new one not faster than the clock does.
-			to = first | g.mask
+			to = min(first|g.mask, g.end)
 		}
 		got = min(n, to-first+1)
 		if g.last.CompareAndSwap(last, first+got-1) {
@@ -275,15 +278,17 @@ func (g *Generator) reserve(n int64) (first, got, until int64, err error) {
 }
 
 // cross reports whether the state may go on into a new millisecond though the
-// clock is behind it: once in each millisecond of the clock.
+// clock is behind it: once in each millisecond of the clock. One that is only just
+// before the last is a reading from before it, or a clock that trembles.
 func (g *Generator) cross(now int64) bool {
 	c := g.crossed.Load()
-	return c != now && g.crossed.CompareAndSwap(c, now)
+	return (now > c || now < c-2) && g.crossed.CompareAndSwap(c, now)
 }
 
-// sleep waits until the clock is in a millisecond.
+// sleep waits until the clock is in the next millisecond, ms. If it has stepped
+// back since that was found out, it waits no longer for that.
 func (g *Generator) sleep(ctx context.Context, ms int64) error {
-	timer := time.NewTimer(time.UnixMilli(g.epoch + ms).Sub(g.time()))
+	timer := time.NewTimer(min(time.UnixMilli(g.epoch+ms).Sub(g.time()), time.Millisecond))
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -143,7 +143,7 @@ func TestATornStateRepeats(t *testing.T) {
 		slices.Sort(ids)
 		return nil
 	})
-	require.NotEmpty(t, found)
+	require.Contains(t, found, "was made twice")
 }
 
 // TestNextCountsOnBehindAnyStep steps the clock back by each number of

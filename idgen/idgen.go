@@ -175,6 +175,8 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.Layout.Validate(); err != nil {
 		return c, err
 	}
+	// Layouts are compared, so of equal epochs there must be one form.
+	c.Layout.Epoch = time.UnixMilli(c.Layout.Epoch.UnixMilli()).UTC()
 	if c.Overflow < Wait || c.Overflow > Refuse {
 		return c, fmt.Errorf("idgen: Config.Overflow is %d: want Wait, Borrow or Refuse", c.Overflow)
 	}

@@ -52,16 +52,26 @@ type Lease interface {
 
 // hold is what Open adds to a generator.
 type hold struct {
-	lease  Lease
-	window time.Duration
-	turn   chan struct{} // holds one token while nobody uses lease
-	nudge  chan struct{}
-	cancel context.CancelFunc
-	ended  sync.WaitGroup
-	once   sync.Once
-	lost   error                 // changed with the token taken and before limit is
-	failed atomic.Pointer[error] // of the last Extend, nil if it worked
-	err    error                 // of Close
+	lease      Lease
+	window     time.Duration
+	patience   time.Duration   // with one Extend: what a window leaves when its renewal comes
+	background context.Context // of renew; ends with Close
+	cancel     context.CancelFunc
+	ended      sync.WaitGroup
+	nudge      chan struct{}
+	failed     atomic.Pointer[error] // of the last Extend, nil if it worked
+
+	turn chan struct{} // holds one token, for what follows and for lease
+
+	// lost is why there is no lease any more; limit changes after it.
+	lost error
+
+	// The clock was seen to be in the millisecond clock at the moment at.
+	clock int64
+	at    time.Time
+
+	once sync.Once
+	err  error // of Close
 }
 
 // Open returns a generator of a shard, or of any that is free for [AnyShard],
@@ -105,7 +115,7 @@ func Open(ctx context.Context, leases Leases, shard int, cfg Config) (*Generator
 	g, err := openLease(ctx, lease, cfg)
 	if err != nil {
 		// What was not given back is free after a while.
-		return nil, errors.Join(err, giveBack(lease, lease.Mark()))
+		return nil, errors.Join(err, giveBack(lease, lease.Mark(), 500*time.Millisecond))
 	}
 	return g, nil
 }
@@ -122,17 +132,22 @@ func openLease(ctx context.Context, lease Lease, cfg Config) (*Generator, error)
 	g.limit.Store(0)
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	g.hold = &hold{
-		lease:  lease,
-		window: cfg.Window,
-		turn:   make(chan struct{}, 1),
-		nudge:  make(chan struct{}, 1),
-		cancel: cancel,
+		lease:      lease,
+		window:     cfg.Window,
+		turn:       make(chan struct{}, 1),
+		nudge:      make(chan struct{}, 1),
+		cancel:     cancel,
+		background: background,
+		patience:   time.Hour, // for the first Extend, of which only ctx knows
+		clock:      g.clock(),
+		at:         time.Now(),
 	}
 	g.hold.turn <- struct{}{}
 	if err := g.extend(ctx, 0); err != nil {
 		cancel()
 		return nil, err
 	}
+	g.hold.patience = cfg.Window / 3
 	g.hold.ended.Go(func() { g.renew(background) })
 	return g, nil
 }
@@ -149,11 +164,8 @@ func (g *Generator) renew(ctx context.Context) {
 		case <-tick.C:
 		case <-g.hold.nudge:
 		}
-		try, cancel := context.WithTimeout(ctx, g.hold.window)
 		// Next meets the error itself, if it lasts.
-		err := g.extend(try, 0)
-		cancel()
-		if errors.Is(err, ErrLeaseLost) {
+		if err := g.extend(ctx, 0); errors.Is(err, ErrLeaseLost) {
 			return
 		}
 	}
@@ -187,9 +199,10 @@ func (g *Generator) permit(ctx context.Context, state int64, wait bool) error {
 
 // extend stores a mark above a state. 0 is the newest.
 func (g *Generator) extend(ctx context.Context, state int64) error {
+	h := g.hold
 	select {
-	case <-g.hold.turn:
-		defer func() { g.hold.turn <- struct{}{} }()
+	case <-h.turn:
+		defer func() { h.turn <- struct{}{} }()
 	case <-ctx.Done():
 		return fmt.Errorf("idgen: wait for the mark of shard %d: %w", g.shard, ctx.Err())
 	}
@@ -202,19 +215,33 @@ func (g *Generator) extend(ctx context.Context, state int64) error {
 	}
 	// While the states are ahead of the clock a little is enough, or a program
 	// that crashes over and over would get a window further ahead each time.
-	window := g.hold.window.Milliseconds()
-	last := max(state, g.last.Load())>>g.bits + window/32
-	mark := max(limit, min(max(g.clock()+window, last)<<g.bits|g.mask, g.end))
-	if err := g.hold.lease.Extend(ctx, g.id(mark)); err != nil {
+	window := h.window.Milliseconds()
+	ms := max(state, g.last.Load())>>g.bits + window/32
+	if now := g.clock(); now >= 0 && now < g.layout.span() {
+		if state == 0 {
+			// No ID of a leap of the clock has been made. If it turns out to be
+			// a mistake, the mark must not stay there; else Next asks for it.
+			now = min(now, h.clock+time.Since(h.at).Milliseconds())
+		}
+		h.clock, h.at = now, time.Now()
+		ms = max(ms, now+window)
+	}
+	mark := max(limit, min(min(ms, g.end>>g.bits)<<g.bits|g.mask, g.end))
+	// One call that hangs must not keep the token from the others, nor Close
+	// waiting.
+	call, cancel := context.WithTimeout(ctx, h.patience)
+	defer cancel()
+	defer context.AfterFunc(h.background, cancel)()
+	if err := h.lease.Extend(call, g.id(mark)); err != nil {
 		err = fmt.Errorf("idgen: store the mark of shard %d: %w", g.shard, err)
 		if errors.Is(err, ErrLeaseLost) {
-			g.hold.lost = err
+			h.lost = err
 			g.limit.Store(-1)
 		}
-		g.hold.failed.Store(&err)
+		h.failed.Store(&err)
 		return err
 	}
-	g.hold.failed.Store(nil)
+	h.failed.Store(nil)
 	g.limit.Store(mark)
 	return nil
 }
@@ -245,13 +272,13 @@ func (g *Generator) Close() error {
 		// Whoever still gets an ID has seen the old limit, so its state is in
 		// last by now.
 		g.limit.Store(-1)
-		h.err = giveBack(h.lease, g.id(min(g.last.Load(), g.end)))
+		h.err = giveBack(h.lease, g.id(min(g.last.Load(), g.end)), 5*time.Second)
 	})
 	return h.err
 }
 
-func giveBack(lease Lease, last ID) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+func giveBack(lease Lease, last ID, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := lease.Release(ctx, last); err != nil {
 		return fmt.Errorf("idgen: give back shard %d: %w", lease.Shard(), err)

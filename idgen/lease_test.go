@@ -20,7 +20,7 @@ type ledger struct {
 	mark     map[int]idgen.ID
 	holder   map[int]*ledgerLease
 	broken   error // of Extend
-	released int
+	stores, released int
 }
 
 type ledgerLease struct {
@@ -66,6 +66,7 @@ func (l *ledgerLease) Extend(_ context.Context, mark idgen.ID) error {
 		return errors.New("the mark goes down")
 	}
 	l.ledger.mark[l.shard] = mark
+	l.stores++
 	return nil
 }
 

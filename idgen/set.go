@@ -53,6 +53,25 @@ func (s *Set) Shard(shard int) (*Generator, bool) {
 //
 // A generator that has failed is passed over while another one works.
 func (s *Set) Next(ctx context.Context) (ID, error) {
+	for {
+		id, full, err := s.tryNext()
+		if full == nil {
+			return id, err
+		}
+		if full.refuse {
+			return 0, ErrFull
+		}
+		// Not full.Next, which would wait for its store though others have
+		// room a millisecond later.
+		if err := full.sleep(ctx, full.clock()+1); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// tryNext returns an ID, or one of the generators that will have one, or why
+// none will.
+func (s *Set) tryNext() (ID, *Generator, error) {
 	at := s.current.Load()
 	var full *Generator
 	var failed error
@@ -64,15 +83,15 @@ func (s *Set) Next(ctx context.Context) (ID, error) {
 			if i > 0 {
 				s.current.Store(n)
 			}
-			return id, nil
+			return id, nil, nil
 		case !errors.Is(err, ErrFull):
 			failed = err
 		case full == nil:
 			full = s.generators[n]
 		}
 	}
-	if full == nil {
-		return 0, failed
+	if full != nil {
+		failed = nil
 	}
-	return full.Next(ctx)
+	return 0, full, failed
 }

@@ -346,7 +346,7 @@ func TestNothingIsLeftInASession(t *testing.T) {
 		t.Helper()
 		const sql = `select current_setting('synchronous_commit') ||
 			(select count(*) from pg_prepared_statements where statement ~ 'idgen[_]lease') ||
-			(select count(*) from pg_locks where locktype = 'advisory')`
+			(select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid())`
 		require.NoError(t, pool.QueryRow(t.Context(), sql, pgx.QueryExecModeExec).Scan(&out))
 		return out
 	}
