@@ -99,6 +99,7 @@ func newGenerator(shard int, cfg Config) (*Generator, error) {
 	g.end = l.span()<<g.bits - 2
 	g.last.Store(g.state(cfg.After)) // that of ID 0, which is no ID, without one
 	g.begun.Store(g.last.Load() >> g.bits)
+	g.crossed.Store(-1)
 	g.limit.Store(g.end)
 	return g, nil
 }

@@ -16,10 +16,11 @@ import (
 // ledger is a small Leases in memory, to let its store fail and its holders
 // crash at will. The newest holder of a number wins.
 type ledger struct {
-	mu       sync.Mutex
-	mark     map[int]idgen.ID
-	holder   map[int]*ledgerLease
-	broken   error // of Extend
+	mu               sync.Mutex
+	mark             map[int]idgen.ID
+	holder           map[int]*ledgerLease
+	broken           error // of Extend
+	hang             int   // so many calls of Extend and Release end with their ctx only
 	stores, released int
 }
 
@@ -53,7 +54,25 @@ func (l *ledger) fail(err error) {
 func (l *ledgerLease) Shard() int     { return l.shard }
 func (l *ledgerLease) Mark() idgen.ID { return l.began }
 
-func (l *ledgerLease) Extend(_ context.Context, mark idgen.ID) error {
+// wait waits for ctx if this call hangs.
+func (l *ledgerLease) wait(ctx context.Context) error {
+	l.mu.Lock()
+	hang := l.hang > 0
+	if hang {
+		l.hang--
+	}
+	l.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (l *ledgerLease) Extend(ctx context.Context, mark idgen.ID) error {
+	if err := l.wait(ctx); err != nil {
+		return err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.broken != nil {
@@ -70,7 +89,10 @@ func (l *ledgerLease) Extend(_ context.Context, mark idgen.ID) error {
 	return nil
 }
 
-func (l *ledgerLease) Release(_ context.Context, mark idgen.ID) error {
+func (l *ledgerLease) Release(ctx context.Context, mark idgen.ID) error {
+	if err := l.wait(ctx); err != nil {
+		return err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.released++
