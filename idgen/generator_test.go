@@ -69,7 +69,7 @@ func merge(ids []idgen.ID, run int) []idgen.ID {
 	return append(append(all, a...), b...)
 }
 
-// TestNeverRepeats makes 51 million IDs, with each method and every way of
+// TestNeverRepeats makes 52 million IDs, with each method and every way of
 // waiting.
 func TestNeverRepeats(t *testing.T) {
 	ctx := context.Background()

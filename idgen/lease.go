@@ -213,6 +213,9 @@ func (g *Generator) extend(ctx context.Context, state int64) error {
 	if state > 0 && state <= limit {
 		return nil // somebody else has done it
 	}
+	if h.background.Err() != nil {
+		return g.closed()
+	}
 	// While the states are ahead of the clock a little is enough, or a program
 	// that crashes over and over would get a window further ahead each time.
 	window := h.window.Milliseconds()
@@ -233,6 +236,9 @@ func (g *Generator) extend(ctx context.Context, state int64) error {
 	defer cancel()
 	defer context.AfterFunc(h.background, cancel)()
 	if err := h.lease.Extend(call, g.id(mark)); err != nil {
+		if h.background.Err() != nil && !errors.Is(err, ErrLeaseLost) {
+			return g.closed() // Close has ended the call
+		}
 		err = fmt.Errorf("idgen: store the mark of shard %d: %w", g.shard, err)
 		if errors.Is(err, ErrLeaseLost) {
 			h.lost = err
@@ -251,8 +257,10 @@ func (g *Generator) stopped() error {
 	if g.hold != nil && g.hold.lost != nil {
 		return g.hold.lost
 	}
-	return fmt.Errorf("%w: shard %d", ErrClosed, g.shard)
+	return g.closed()
 }
+
+func (g *Generator) closed() error { return fmt.Errorf("%w: shard %d", ErrClosed, g.shard) }
 
 // Close ends a generator: from then on its methods return [ErrClosed], or
 // [ErrLeaseLost] if that was the end. One of [Open] stores its last ID and gives

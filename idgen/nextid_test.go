@@ -331,3 +331,22 @@ func TestMixFindsRepeats(t *testing.T) {
 		})
 	}
 }
+
+// TestMixFindsDisorder has a function whose IDs never repeat and go down.
+func TestMixFindsDisorder(t *testing.T) {
+	t.Parallel()
+	dsn := testserver.Postgres(t)
+	conn := connect(t, dsn)
+	run(t, conn, `create schema down;
+		create sequence down.ids increment by -1 minvalue 1 maxvalue 1000000 start 1000000;
+		create function down.next_id() returns bigint language sql as 'select nextval(''down.ids'')';
+		create function down.next_ids(n int) returns setof bigint language sql as 'select down.next_id() from generate_series(1, n)'`)
+	m := newMix(t, dsn, "down")
+	conn = connect(t, dsn+"&search_path=down")
+	for _, sql := range []string{bulkInsert, batchInsert} {
+		s := &mixSession{mix: m, conn: conn}
+		require.ErrorIs(t, s.insert(t.Context(), conn, sql, 200), errDisorder)
+	}
+	s := &mixSession{mix: m, conn: conn, last: 1_000_000}
+	require.ErrorIs(t, s.take(t.Context(), conn, "select next_id() as id"), errDisorder)
+}
