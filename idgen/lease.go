@@ -54,7 +54,7 @@ type Lease interface {
 type hold struct {
 	lease      Lease
 	window     time.Duration
-	patience   time.Duration   // with one Extend: what a window leaves when its renewal comes
+	patience   time.Duration   // with one Extend
 	background context.Context // of renew; ends with Close
 	cancel     context.CancelFunc
 	ended      sync.WaitGroup
@@ -147,7 +147,7 @@ func openLease(ctx context.Context, lease Lease, cfg Config) (*Generator, error)
 		cancel()
 		return nil, err
 	}
-	g.hold.patience = cfg.Window / 3
+	g.hold.patience = max(cfg.Window/3, time.Second)
 	g.hold.ended.Go(func() { g.renew(background) })
 	return g, nil
 }

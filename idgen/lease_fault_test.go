@@ -77,10 +77,10 @@ func TestCloseWaitsForNobody(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(3 * time.Second)
+		time.Sleep(3300 * time.Millisecond)
 		begin := time.Now()
 		require.ErrorIs(t, g.Close(), context.DeadlineExceeded)
-		require.LessOrEqual(t, time.Since(begin), 6*time.Second)
+		require.Less(t, time.Since(begin), 5500*time.Millisecond)
 		wg.Wait()
 	})
 }
@@ -162,40 +162,65 @@ func TestALeapWithoutIDsIsForgotten(t *testing.T) {
 			require.LessOrEqual(t, time.Until(layout.Time(id)), 4*time.Second)
 			require.NoError(t, next.Close())
 			require.NoError(t, g.Close())
+			require.Empty(t, l.faults)
 		})
 	}
 }
 
-// TestFillStaysBelowTheMark asks for more than the mark permits while the store
-// is away.
-func TestFillStaysBelowTheMark(t *testing.T) {
+// TestNothingIsAboveTheMark asks for more than the mark permits while the store
+// is away, in batches and one by one.
+func TestNothingIsAboveTheMark(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{1, 5000} {
+		synctest.Test(t, func(t *testing.T) {
+			layout, l := bubble(), newLedger()
+			g := openGenerator(t, l, idgen.Config{Layout: layout, Overflow: idgen.Borrow, MaxAhead: time.Minute, Window: 100 * time.Millisecond})
+			l.fail(errors.New("the store is away"))
+			ids := make([]idgen.ID, size)
+			var last idgen.ID
+			for {
+				n, err := g.Fill(t.Context(), ids)
+				if n > 0 {
+					last = ids[n-1]
+				}
+				if err != nil {
+					require.ErrorContains(t, err, "the store is away")
+					break
+				}
+			}
+			require.LessOrEqual(t, last, l.mark[5])
+			require.Less(t, l.mark[5]-last, idgen.ID(size/1024+1)<<23, "and no more is left than a batch")
+			_, err := g.Next(t.Context())
+			require.ErrorContains(t, err, "the store is away")
+			l.fail(nil)
+			require.Greater(t, newID(t, g), last)
+			require.NoError(t, g.Close())
+			require.Empty(t, l.faults)
+		})
+	}
+}
+
+// TestCloseWaitsForAnExtend has a store that does not listen to its context.
+func TestCloseWaitsForAnExtend(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
+		var c leaping
 		l := newLedger()
-		g := openGenerator(t, l, idgen.Config{Layout: bubble(), Overflow: idgen.Borrow, MaxAhead: time.Minute})
-		l.fail(errors.New("the store is away"))
-		ids := make([]idgen.ID, 1<<20)
-		n := 0
-		for _, size := range []int{1000, 1024, 700, 1, 1024 * 1024} {
-			got, err := g.Fill(t.Context(), ids[:min(size, len(ids))])
-			for _, id := range ids[:got] {
-				require.LessOrEqual(t, id, l.mark[5])
-			}
-			n += got
-			if err != nil {
-				require.ErrorContains(t, err, "the store is away")
-			}
-		}
-		require.Positive(t, n)
-		for {
-			id, err := g.Next(t.Context())
-			if err != nil {
-				break
-			}
-			require.LessOrEqual(t, id, l.mark[5])
-		}
-		l.fail(nil)
-		require.NoError(t, g.Close())
+		g := openGenerator(t, l, idgen.Config{Layout: bubble(), Now: c.now})
+		l.mu.Lock()
+		l.slow = 900 * time.Millisecond
+		l.mu.Unlock()
+		c.leap(time.Hour)
+		done := make(chan error)
+		go func() { _, err := g.Next(context.Background()); done <- err }()
+		time.Sleep(500 * time.Millisecond) // it is under way
+		begin := time.Now()
+		closed := make(chan error)
+		go func() { closed <- g.Close() }()
+		require.NoError(t, <-done)
+		require.NoError(t, <-closed)
+		require.Equal(t, 400*time.Millisecond, time.Since(begin))
+		require.Empty(t, l.faults)
 	})
 }
 

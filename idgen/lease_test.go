@@ -22,6 +22,9 @@ type ledger struct {
 	broken           error // of Extend
 	hang             int   // so many calls of Extend and Release end with their ctx only
 	stores, released int
+	slow             time.Duration // of Extend, which does not listen to its ctx
+	busy             int           // calls of Extend
+	faults           []string
 }
 
 type ledgerLease struct {
@@ -70,11 +73,20 @@ func (l *ledgerLease) wait(ctx context.Context) error {
 }
 
 func (l *ledgerLease) Extend(ctx context.Context, mark idgen.ID) error {
-	if err := l.wait(ctx); err != nil {
-		return err
+	l.mu.Lock()
+	l.busy++
+	slow := l.slow
+	l.mu.Unlock()
+	if slow > 0 {
+		time.Sleep(slow)
 	}
+	err := l.wait(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.busy--
+	if err != nil {
+		return err
+	}
 	if l.broken != nil {
 		return l.broken
 	}
@@ -82,6 +94,7 @@ func (l *ledgerLease) Extend(ctx context.Context, mark idgen.ID) error {
 		return idgen.ErrLeaseLost
 	}
 	if mark < l.ledger.mark[l.shard] {
+		l.faults = append(l.faults, "the mark goes down")
 		return errors.New("the mark goes down")
 	}
 	l.ledger.mark[l.shard] = mark
@@ -96,6 +109,9 @@ func (l *ledgerLease) Release(ctx context.Context, mark idgen.ID) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.released++
+	if l.busy > 0 {
+		l.faults = append(l.faults, "Release during Extend")
+	}
 	if l.holder[l.shard] == l {
 		l.ledger.mark[l.shard] = mark
 		delete(l.holder, l.shard)
