@@ -86,7 +86,8 @@ type hold struct {
 // The mark is stored [Config.Window] ahead of use, in the background, so that
 // Next need not wait for the store. When that has failed for long, Next tries it
 // itself and returns its error; TryNext, and all methods under [Refuse], return
-// the error of the background. A retry is safe.
+// the error of the background. A store that does not answer within a third of the
+// window, or a second if that is longer, has failed. A retry is safe.
 //
 // Close the generator, to give the number back.
 func Open(ctx context.Context, leases Leases, shard int, cfg Config) (*Generator, error) {
