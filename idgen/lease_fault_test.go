@@ -45,7 +45,8 @@ func TestOneHungExtendHoldsUpNobody(t *testing.T) {
 			require.Less(t, time.Since(begin), 10*time.Millisecond)
 			time.Sleep(time.Millisecond)
 		}
-		c.leap(time.Hour) // now Next extends itself
+		time.Sleep(300 * time.Millisecond) // between two renewals
+		c.leap(time.Hour)                  // now Next extends itself
 		l.hangs(1)
 		first := make(chan error, 1)
 		go func() { _, err := g.Next(context.Background()); first <- err }()
