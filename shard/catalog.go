@@ -4,55 +4,90 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
-
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/shardgram/shardgram/idgen"
 )
 
-// A Node is a PostgreSQL primary.
+// A Node is a PostgreSQL primary with its replicas. Its DSN is kept out of what
+// fmt and encoding/json print.
 type Node struct {
 	// Name is what errors call it: 1 to 40 letters a-z, digits and underscores,
 	// a letter first.
-	Name string
+	Name string `json:"name"`
 
-	// DSN is a connection string or URL of pgx. pool_max_conns and the other
-	// settings of a pgxpool may be in it.
-	DSN string
+	// DSN is a connection string or URL of pgx. It may list several hosts: the
+	// one that takes writes is the primary, whichever it is at the time, and
+	// the others are its replicas. pool_max_conns and the other settings of a
+	// pgxpool may be in it.
+	DSN string `json:"-"`
+}
+
+// String returns the name.
+func (n Node) String() string { return n.Name }
+
+// GoString returns the name.
+func (n Node) GoString() string { return "shard.Node{" + n.Name + "}" }
+
+// A State says what is being done with a shard.
+type State string
+
+// The states of a shard.
+const (
+	Serving State = "serving" // nothing: it takes reads and writes
+	Moving  State = "moving"  // it serves while it is copied; no migrations
+	Fenced  State = "fenced"  // it takes reads only, for a moment
+)
+
+// A Placement is where a shard lives.
+type Placement struct {
+	Node  string `json:"node"`
+	State State  `json:"state"`
+
+	// Epoch counts the changes of this shard's placement, from 1.
+	Epoch int64 `json:"epoch"`
+
+	// Schema is the version that Migrate has last recorded, 0 before.
+	Schema int `json:"schema"`
 }
 
 // A Map says which node each shard lives on.
 type Map struct {
+	// Version grows with every change of the map.
+	Version int64
+
+	// Schema is the first part of the schemas' names, "" if the catalog leaves
+	// that to [Config].
+	Schema string
+
+	// Nodes are in the order in which they were added.
 	Nodes []Node
 
-	// Shards has for each shard the place of its node in Nodes. There are a
-	// power of two of them, at most [MaxShards]; the number must never change
-	// once rows are stored.
-	Shards []int
+	// Shards are in the order of their numbers. There are a power of two of
+	// them, at most [MaxShards]; the number never changes.
+	Shards []Placement
 }
 
 // A Catalog is where the map is kept. Implementations are safe for concurrent
-// use.
+// use. [Static] keeps it in memory, [PostgresCatalog] in a database.
 type Catalog interface {
+	// Load returns the whole map.
 	Load(ctx context.Context) (Map, error)
+
+	// Wait returns when the map may have a later version than the given one; it
+	// may return early. It is a hint that spares the time until the next poll,
+	// and an error of it is no more than the lack of one.
+	Wait(ctx context.Context, version int64) error
+
+	// Place replaces a shard's placement if its epoch still is the given one:
+	// node and state are taken from to, the epoch grows by one. Otherwise it
+	// changes nothing and returns ErrConflict.
+	Place(ctx context.Context, shard int, epoch int64, to Placement) error
+
+	// Migrated records the schema version of some shards.
+	Migrated(ctx context.Context, shards []int, version int) error
 }
-
-// Static returns a catalog that is written in the program: n shards dealt
-// round to the nodes, shard i on nodes[i % len(nodes)]. Nodes that are added
-// later would change the places of shards whose rows do not follow: the list
-// must stay as it is.
-func Static(n int, nodes ...Node) Catalog {
-	m := Map{Nodes: nodes}
-	for i := 0; i < n && len(nodes) > 0; i++ {
-		m.Shards = append(m.Shards, i%len(nodes))
-	}
-	return static(m)
-}
-
-type static Map
-
-func (s static) Load(context.Context) (Map, error) { return Map(s), nil }
 
 func (m Map) validate(layout idgen.Layout) error {
 	n := len(m.Shards)
@@ -62,8 +97,23 @@ func (m Map) validate(layout idgen.Layout) error {
 	case n == 0 || n&(n-1) != 0 || n > MaxShards || n > layout.MaxShard()+1:
 		return fmt.Errorf("shard: the catalog has %d shards: want a power of two up to %d", n, min(MaxShards, layout.MaxShard()+1))
 	}
+	if err := checkNodes(m.Nodes); err != nil {
+		return err
+	}
+	for s, p := range m.Shards {
+		if !slices.ContainsFunc(m.Nodes, func(n Node) bool { return n.Name == p.Node }) {
+			return fmt.Errorf("shard: shard %d is on node %q: %w", s, p.Node, ErrNoNode)
+		}
+		if p.State != Serving && p.State != Moving && p.State != Fenced {
+			return fmt.Errorf("shard: shard %d is in state %q, which this version does not know", s, p.State)
+		}
+	}
+	return nil
+}
+
+func checkNodes(nodes []Node) error {
 	names, dsns := make(map[string]bool), make(map[string]string)
-	for _, node := range m.Nodes {
+	for _, node := range nodes {
 		if err := checkName(node.Name); err != nil {
 			return fmt.Errorf("shard: node: %w", err)
 		}
@@ -80,11 +130,6 @@ func (m Map) validate(layout idgen.Layout) error {
 		}
 		dsns[node.DSN] = node.Name
 	}
-	for s, i := range m.Shards {
-		if i < 0 || i >= len(m.Nodes) {
-			return fmt.Errorf("shard: shard %d is on node %d of %d", s, i, len(m.Nodes))
-		}
-	}
 	return nil
 }
 
@@ -97,18 +142,13 @@ func checkName(s string) error {
 	return nil
 }
 
-func newPool(ctx context.Context, n Node, maxConns int32) (*pgxpool.Pool, error) {
-	cfg, err := pgxpool.ParseConfig(n.DSN)
-	if err != nil {
-		// pgx's error repeats the DSN, with the password taken out, but the
-		// rest of it may be a secret too.
-		return nil, errors.New("the DSN is not valid")
+// checkSchema is checkName for the first part of the schemas' names.
+func checkSchema(s string) error {
+	if err := checkName(s); err != nil {
+		return err
 	}
-	switch {
-	case maxConns > 0:
-		cfg.MaxConns = maxConns
-	case !strings.Contains(n.DSN, "pool_max_conns"):
-		cfg.MaxConns = 16
+	if strings.HasPrefix(s, "pg_") {
+		return fmt.Errorf("name %q: PostgreSQL keeps pg_ to itself", s)
 	}
-	return pgxpool.NewWithConfig(ctx, cfg)
+	return nil
 }

@@ -2,199 +2,271 @@ package shard
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // A Shard is one logical shard of a cluster: a small value that can be copied,
-// compared and used as a map key. It is safe for concurrent use.
+// compared and used as a map key. It has the query methods of a pgxpool.Pool,
+// and is a DBTX for code that sqlc generates. It is safe for concurrent use.
 type Shard struct {
 	cluster *Cluster
 	number  int
+	read    *ReadPolicy // nil for the primary
 }
 
 // Number returns the shard's number, 0 to 8,191.
 func (s Shard) Number() int { return s.number }
 
 // Node returns the name of the node that the shard lives on, "" if none.
-func (s Shard) Node() string {
-	if n := s.node(); n != nil {
-		return n.Name
-	}
-	return ""
-}
+func (s Shard) Node() string { return s.place().name() }
 
 // Schema returns the name of the shard's schema, which needs no quotes.
 func (s Shard) Schema() string {
-	if s.cluster == nil {
+	if s.place().node == nil {
 		return ""
 	}
-	return fmt.Sprintf("%s_%04d", s.cluster.cfg.Schema, s.number)
+	return s.cluster.schemas[s.number]
 }
 
-// Exec runs a statement. Only the caller knows whether a retry is safe after a
-// lost connection.
-func (s Shard) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	conn, err := s.acquire(ctx)
-	if err != nil {
-		return pgconn.CommandTag{}, err
+// place returns where the shard lives, without a node for one that does not
+// exist, as the zero Shard.
+func (s Shard) place() place {
+	if s.cluster == nil {
+		return place{}
 	}
-	defer conn.Release()
-	tag, err := conn.Exec(ctx, sql, args...)
-	if err != nil {
-		return tag, s.wrap(err)
+	places := s.cluster.view.Load().places
+	if s.number < 0 || s.number >= len(places) {
+		return place{}
 	}
-	return tag, nil
+	return places[s.number]
+}
+
+// Exec runs a statement; without arguments it may be several. One that a fence
+// refuses is run again when the shard takes writes, be it on another node,
+// until ctx ends.
+func (s Shard) Exec(ctx context.Context, sql string, args ...any) (tag pgconn.CommandTag, err error) {
+	p, err := s.retry(ctx, func(p place) error {
+		if s.read != nil {
+			return ErrReadOnly
+		}
+		tag, err = s.exec(ctx, p, sql, args)
+		return err
+	})
+	return tag, s.wrap(p, err)
+}
+
+func (s Shard) exec(ctx context.Context, p place, sql string, args []any) (tag pgconn.CommandTag, err error) {
+	simple := len(args) == 0 || p.node.simple
+	if simple && s.cluster.cfg.Pooler {
+		err = s.inTx(ctx, p, pgx.TxOptions{}, func(tx pgx.Tx) error {
+			tag, err = tx.Exec(ctx, sql, args...)
+			return err
+		})
+		return tag, err
+	}
+	l, err := s.lease(ctx, p)
+	if err != nil {
+		return tag, err
+	}
+	defer func() { l.release(err) }()
+	if !simple {
+		tag, err = l.conn.Exec(l.ctx, l.text(sql, args), args...)
+		l.look(tag)
+		return tag, l.ambiguous(err)
+	}
+	if err = l.setPath(); err != nil {
+		return tag, err
+	}
+	tag, err = l.conn.Exec(l.ctx, sql, args...)
+	l.link.forget() // there may be a "set" among the statements
+	return tag, l.ambiguous(err)
 }
 
 // Query runs a query. The rows hold a connection until they are closed, or
-// read to the end.
+// read to the end. What Exec says of fences holds here too.
 func (s Shard) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	conn, err := s.acquire(ctx)
-	if err != nil {
-		return nil, err
+	r := s.query(ctx, sql, args)
+	if r.err != nil {
+		return nil, r.err
 	}
-	r, err := conn.Query(ctx, sql, args...)
-	if err != nil {
-		conn.Release()
-		return nil, s.wrap(err)
-	}
-	return &rows{Rows: r, shard: s, conn: conn}, nil
+	return r, nil
 }
 
 // QueryRow runs a query of one row. Its error comes from Scan: pgx.ErrNoRows
 // when there is no row.
 func (s Shard) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	r, err := s.Query(ctx, sql, args...)
-	return row{r, err}
+	return (*row)(s.query(ctx, sql, args))
 }
 
-// InTx runs fn in a transaction, commits it, and rolls it back when fn returns
-// an error or panics; fn's own error is returned as it is. fn must use the Tx it is
-// given, not the Shard. When Commit loses its connection the outcome is not
-// known: the rows may be stored.
-func (s Shard) InTx(ctx context.Context, fn func(pgx.Tx) error) error {
-	conn, err := s.acquire(ctx)
+func (s Shard) query(ctx context.Context, sql string, args []any) *rows {
+	r := &rows{shard: s}
+	p, err := s.retry(ctx, func(p place) error { return r.open(ctx, p, sql, args) })
+	r.err = s.wrap(p, err)
+	return r
+}
+
+// SendBatch sends the statements of a batch in one round trip, or two when the
+// connection meets one of the texts for the first time. They are one transaction.
+// The results hold a connection until they are closed. Statements that a fence
+// refuses are not run again.
+func (s Shard) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	r := &batch{shard: s, place: s.place()}
+	l, err := s.lease(ctx, r.place)
+	if err == nil && r.place.node.simple {
+		if err = l.setPath(); err != nil {
+			l.release(err)
+		}
+	}
+	if err != nil {
+		r.BatchResults = pgx.FailedBatchResults(b, s.wrap(r.place, err))
+		return r
+	}
+	r.lease = l
+	r.BatchResults = l.conn.SendBatch(l.ctx, b)
+	return r
+}
+
+// CopyFrom copies rows into a table with COPY. What a fence refuses is not run
+// again, as the source may have been read.
+func (s Shard) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (n int64, err error) {
+	p := s.place()
+	n, err = s.copyFrom(ctx, p, table, columns, source)
+	return n, s.wrap(p, err)
+}
+
+func (s Shard) copyFrom(ctx context.Context, p place, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (n int64, err error) {
+	if s.read != nil {
+		return 0, ErrReadOnly
+	}
+	if s.cluster != nil && s.cluster.cfg.Pooler {
+		err = s.inTx(ctx, p, pgx.TxOptions{}, func(tx pgx.Tx) error {
+			n, err = tx.CopyFrom(ctx, table, columns, source)
+			return err
+		})
+		return n, err
+	}
+	l, err := s.lease(ctx, p)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { l.release(err) }()
+	if err = l.setPath(); err != nil {
+		return 0, err
+	}
+	n, err = l.conn.CopyFrom(l.ctx, table, columns, source)
+	return n, l.ambiguous(err)
+}
+
+// rows gives its connection back when it is done. It has gone to the first row
+// already, as only then is it known whether a fence has refused the statement.
+type rows struct {
+	pgx.Rows
+	shard   Shard
+	place   place
+	lease   *lease
+	err     error // of opening
+	first   bool  // there is a first row
+	started bool  // and the caller has been told
+}
+
+func (r *rows) open(ctx context.Context, p place, sql string, args []any) error {
+	l, err := r.shard.lease(ctx, p)
 	if err != nil {
 		return err
 	}
-	defer conn.Release()
-	tx, err := conn.Begin(ctx)
+	if p.node.simple {
+		if err := l.setPath(); err != nil {
+			l.release(err)
+			return err
+		}
+	}
+	r.place, r.lease, r.started = p, l, false
+	r.Rows, err = l.conn.Query(l.ctx, l.text(sql, args), args...)
+	if err == nil {
+		r.first = r.Rows.Next()
+		err = r.Rows.Err()
+	}
 	if err != nil {
-		return s.wrap(err)
-	}
-	// After a commit this does nothing. When ctx has ended it closes the
-	// connection, and the server rolls back.
-	defer func() { _ = tx.Rollback(ctx) }()
-	if err := fn(tx); err != nil {
+		l.release(err)
+		r.lease = nil
 		return err
-	}
-	if err := tx.Commit(ctx); err != nil {
-		return s.wrap(err)
 	}
 	return nil
 }
 
-// node returns where the shard lives, nil for one that does not exist, as the
-// zero Shard.
-func (s Shard) node() *node {
-	if s.cluster == nil || s.number < 0 || s.number >= len(s.cluster.shards) {
-		return nil
+func (r *rows) Close() {
+	r.Rows.Close()
+	if r.lease != nil {
+		r.lease.look(r.CommandTag())
+		r.lease.release(r.Rows.Err())
+		r.lease = nil
 	}
-	return s.cluster.shards[s.number]
 }
 
-// schemaKey is where a connection remembers which shard it last served.
-const schemaKey = "shardgram.schema"
+func (r *rows) Next() bool {
+	more := r.first
+	if r.started {
+		more = r.Rows.Next()
+	}
+	r.started = true
+	if !more {
+		r.Close()
+	}
+	return more
+}
 
-// acquire returns a connection to the shard's node whose search_path is the
-// shard's schema.
-func (s Shard) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	n := s.node()
-	if n == nil {
-		return nil, s.wrap(ErrNoShard)
+func (r *rows) Err() error {
+	return r.shard.wrap(r.place, r.Rows.Err())
+}
+
+type row rows
+
+func (r *row) Scan(dest ...any) error {
+	rows := (*rows)(r)
+	if r.err != nil {
+		return r.err
 	}
-	conn, err := n.pool.Acquire(ctx)
-	if err != nil {
-		return nil, s.wrap(err)
-	}
-	state, schema := conn.Conn().PgConn().CustomData(), s.Schema()
-	if state[schemaKey] != schema {
-		// Only the shard's schema is on the path: with public behind it, a
-		// table that a shard lacks would be read there without an error.
-		delete(state, schemaKey)
-		if _, err := conn.Exec(ctx, "set search_path to "+schema); err != nil {
-			conn.Release()
-			return nil, s.wrap(err)
+	defer rows.Close()
+	if !rows.Next() {
+		if err := rows.Err(); err != nil {
+			return err
 		}
-		state[schemaKey] = schema
+		return pgx.ErrNoRows
 	}
-	return conn, nil
+	if err := rows.Scan(dest...); err != nil {
+		return err
+	}
+	rows.Close()
+	return rows.Err()
+}
+
+// batch gives its connection back when it is closed.
+type batch struct {
+	pgx.BatchResults
+	shard Shard
+	place place
+	lease *lease
+}
+
+func (b *batch) Close() error {
+	err := b.BatchResults.Close()
+	if b.lease != nil {
+		b.lease.link.forget()
+		b.lease.release(err)
+		b.lease = nil
+	}
+	return b.shard.wrap(b.place, err)
 }
 
 // wrap adds shard and node to an error that does not name them yet.
-func (s Shard) wrap(err error) *Error {
+func (s Shard) wrap(p place, err error) error {
 	if err == nil {
 		return nil
 	}
 	if e, ok := err.(*Error); ok {
 		return e
 	}
-	return &Error{Shard: s.number, Node: s.Node(), Err: err}
-}
-
-// rows gives its connection back when it is done.
-type rows struct {
-	pgx.Rows
-	shard Shard
-	conn  *pgxpool.Conn
-}
-
-func (r *rows) Close() {
-	r.Rows.Close()
-	if r.conn != nil {
-		r.conn.Release()
-		r.conn = nil
-	}
-}
-
-func (r *rows) Next() bool {
-	if r.Rows.Next() {
-		return true
-	}
-	r.Close()
-	return false
-}
-
-func (r *rows) Err() error {
-	if err := r.Rows.Err(); err != nil {
-		return r.shard.wrap(err)
-	}
-	return nil
-}
-
-type row struct {
-	rows pgx.Rows
-	err  error
-}
-
-func (r row) Scan(dest ...any) error {
-	if r.err != nil {
-		return r.err
-	}
-	defer r.rows.Close()
-	if !r.rows.Next() {
-		if err := r.rows.Err(); err != nil {
-			return err
-		}
-		return pgx.ErrNoRows
-	}
-	if err := r.rows.Scan(dest...); err != nil {
-		return err
-	}
-	r.rows.Close()
-	return r.rows.Err()
+	return &Error{Shard: s.number, Node: p.name(), Err: err}
 }

@@ -54,11 +54,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/shardgram/shardgram/idgen"
 )
@@ -66,68 +66,117 @@ import (
 // MaxShards is the most shards there can be: an ID has 13 bits for them.
 const MaxShards = 8192
 
-// ErrNoShard is returned, wrapped in an [Error], by a query on a shard whose
-// number the cluster does not have: the ID was never made here.
-var ErrNoShard = errors.New("there is no such shard")
-
 // Config is what Open takes beside the catalog. The zero value works.
 type Config struct {
 	// Schema is the first part of a schema's name: 1 to 40 letters a-z, digits
 	// and underscores, a letter first, and not pg_. It must not change once
-	// rows are stored. Default: "shard", for schemas shard_0000, shard_0001, …
+	// rows are stored. Default: that of the catalog, or "shard", for schemas
+	// shard_0000, shard_0001, …
 	Schema string
+
+	// Path lists schemas that unqualified names are looked up in after the
+	// shard's, such as the one of the extensions. A table that a shard lacks
+	// is looked up there too. Default: none.
+	Path []string
 
 	// Layout is that of the IDs. Migrate wants one that idgen.SQL takes. Default:
 	// idgen.Default.
 	Layout idgen.Layout
 
-	// MaxConns bounds the connections to a node. Default: 16, or
-	// pool_max_conns of the node's DSN.
+	// MaxConns bounds the connections to the primary of a node, and to each of
+	// its replicas. Default: 16, or pool_max_conns of the node's DSN.
 	MaxConns int32
 
-	// PerNode bounds the shards of one node on which Each works at a time.
-	// Default: 4.
+	// PerNode bounds the shards of one node on which Each works at a time, and
+	// the connections that Gather takes from one. Default: 4.
 	PerNode int
+
+	// Poll is how often the catalog is read when it gives no hint. Default: 5 s.
+	Poll time.Duration
+
+	// Probe is how often the hosts of a node that has replicas are asked how
+	// far they are. Default: 1 s.
+	Probe time.Duration
+
+	// Pooler says that poolers in transaction mode, such as PgBouncer's, stand
+	// before the nodes. Statements then take their schema with them each time,
+	// those without arguments and CopyFrom in a transaction of their own, and
+	// statements are not prepared by name unless a DSN has default_query_exec_mode.
+	// Default: false.
+	Pooler bool
+
+	// Tracer is called by pgx for every statement; [FromContext] tells it the
+	// shard. Default: none.
+	Tracer pgx.QueryTracer
+
+	// BeforeConnect may change how a connection to a node is made, as to get a
+	// password that is not in the DSN. Default: none.
+	BeforeConnect func(ctx context.Context, node string, cfg *pgx.ConnConfig) error
 }
 
-// A Cluster is a set of shards on its nodes. It is safe for concurrent use.
-type Cluster struct {
-	cfg    Config
-	nodes  []*node
-	shards []*node // by shard number
-
-	close sync.Once
-}
-
-type node struct {
-	Node
-	pool *pgxpool.Pool
-}
-
-// Open reads the catalog and prepares a pool of connections for each node. It
-// does not dial the nodes. Close the cluster when done.
-func Open(ctx context.Context, cat Catalog, cfg Config) (*Cluster, error) {
-	if cfg.Schema == "" {
+func (cfg Config) withDefaults(m Map) (Config, error) {
+	switch {
+	case cfg.Schema == "" && m.Schema == "":
 		cfg.Schema = "shard"
+	case cfg.Schema == "":
+		cfg.Schema = m.Schema
+	case m.Schema != "" && m.Schema != cfg.Schema:
+		return cfg, fmt.Errorf("shard: Config.Schema is %q: the catalog has %q", cfg.Schema, m.Schema)
 	}
-	if err := checkName(cfg.Schema); err != nil {
-		return nil, fmt.Errorf("shard: Config.Schema: %w", err)
+	if err := checkSchema(cfg.Schema); err != nil {
+		return cfg, fmt.Errorf("shard: Config.Schema: %w", err)
 	}
-	if strings.HasPrefix(cfg.Schema, "pg_") {
-		return nil, fmt.Errorf("shard: Config.Schema: name %q: PostgreSQL keeps pg_ to itself", cfg.Schema)
+	for _, name := range cfg.Path {
+		if err := checkName(name); err != nil {
+			return cfg, fmt.Errorf("shard: Config.Path: %w", err)
+		}
 	}
 	if cfg.Layout == (idgen.Layout{}) {
 		cfg.Layout = idgen.Default
 	}
 	if err := cfg.Layout.Validate(); err != nil {
-		return nil, fmt.Errorf("shard: Config.Layout: %w", err)
+		return cfg, fmt.Errorf("shard: Config.Layout: %w", err)
 	}
 	if cfg.MaxConns < 0 || cfg.PerNode < 0 {
-		return nil, fmt.Errorf("shard: Config.MaxConns is %d and PerNode %d: want 0 or more", cfg.MaxConns, cfg.PerNode)
+		return cfg, fmt.Errorf("shard: Config.MaxConns is %d and PerNode %d: want 0 or more", cfg.MaxConns, cfg.PerNode)
+	}
+	if cfg.Poll < 0 || cfg.Probe < 0 {
+		return cfg, fmt.Errorf("shard: Config.Poll is %v and Probe %v: want 0 or more", cfg.Poll, cfg.Probe)
 	}
 	if cfg.PerNode == 0 {
 		cfg.PerNode = 4
 	}
+	if cfg.Poll == 0 {
+		cfg.Poll = 5 * time.Second
+	}
+	if cfg.Probe == 0 {
+		cfg.Probe = time.Second
+	}
+	return cfg, nil
+}
+
+// A Cluster is a set of shards on its nodes. It is safe for concurrent use.
+type Cluster struct {
+	cfg     Config
+	cat     Catalog
+	schemas []string // by shard number
+	paths   []string // search_path, by shard number
+	stats   []shardStats
+
+	view     atomic.Pointer[view]
+	loading  chan struct{} // has room for the one who reads the catalog
+	lastLoad atomic.Pointer[catalogLoad]
+
+	run        context.Context // of what runs in the background
+	stop       context.CancelFunc
+	background sync.WaitGroup
+	close      sync.Once
+}
+
+// Open reads the catalog and prepares a pool of connections for each node. It
+// does not dial the nodes. Until Close, goroutines follow the catalog and the
+// replicas.
+func Open(ctx context.Context, cat Catalog, cfg Config) (*Cluster, error) {
 	if cat == nil {
 		return nil, errors.New("shard: the catalog is nil")
 	}
@@ -135,20 +184,21 @@ func Open(ctx context.Context, cat Catalog, cfg Config) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("shard: load the catalog: %w", err)
 	}
-	if err := m.validate(cfg.Layout); err != nil {
+	if cfg, err = cfg.withDefaults(m); err != nil {
 		return nil, err
 	}
-	c := &Cluster{cfg: cfg}
-	for _, n := range m.Nodes {
-		pool, err := newPool(ctx, n, cfg.MaxConns)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("shard: node %s: %w", n.Name, err), c.Close())
-		}
-		c.nodes = append(c.nodes, &node{Node: n, pool: pool})
+	c := &Cluster{cfg: cfg, cat: cat, stats: make([]shardStats, len(m.Shards)), loading: make(chan struct{}, 1)}
+	for n := range m.Shards {
+		schema := fmt.Sprintf("%s_%04d", cfg.Schema, n)
+		c.schemas = append(c.schemas, schema)
+		c.paths = append(c.paths, searchPath(schema, cfg.Path))
 	}
-	for _, i := range m.Shards {
-		c.shards = append(c.shards, c.nodes[i])
+	c.run, c.stop = context.WithCancel(context.Background())
+	c.lastLoad.Store(&catalogLoad{begun: time.Now()})
+	if err := c.show(m); err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
+	c.background.Go(func() { c.follow(c.run) })
 	return c, nil
 }
 
@@ -156,8 +206,12 @@ func Open(ctx context.Context, cat Catalog, cfg Config) (*Cluster, error) {
 // nil; it may be called twice.
 func (c *Cluster) Close() error {
 	c.close.Do(func() {
-		for _, n := range c.nodes {
-			n.pool.Close()
+		c.stop()
+		c.background.Wait()
+		if v := c.view.Load(); v != nil {
+			for _, n := range v.nodes {
+				n.close()
+			}
 		}
 	})
 	return nil
@@ -165,12 +219,12 @@ func (c *Cluster) Close() error {
 
 // Key returns the shard of a text key, such as a user's name.
 func (c *Cluster) Key(key string) Shard {
-	return c.Number(int(HashText(key) & uint64(len(c.shards)-1)))
+	return c.Number(int(HashText(key) & uint64(len(c.schemas)-1)))
 }
 
 // KeyInt returns the shard of an integer key.
 func (c *Cluster) KeyInt(key int64) Shard {
-	return c.Number(int(HashInt(key) & uint64(len(c.shards)-1)))
+	return c.Number(int(HashInt(key) & uint64(len(c.schemas)-1)))
 }
 
 // ID returns the shard that made an ID.
@@ -178,15 +232,15 @@ func (c *Cluster) ID(id idgen.ID) Shard {
 	return c.Number(c.cfg.Layout.Shard(id))
 }
 
-// Number returns a shard by its number. The methods of a shard that does not
-// exist return [ErrNoShard].
-func (c *Cluster) Number(n int) Shard { return Shard{c, n} }
+// Number returns a shard by its number, as a directory may have it. The methods
+// of a shard that does not exist return [ErrNoShard].
+func (c *Cluster) Number(n int) Shard { return Shard{cluster: c, number: n} }
 
 // Shards returns all shards in the order of their numbers.
 func (c *Cluster) Shards() []Shard {
-	all := make([]Shard, len(c.shards))
+	all := make([]Shard, len(c.schemas))
 	for n := range all {
-		all[n] = Shard{c, n}
+		all[n] = c.Number(n)
 	}
 	return all
 }
@@ -199,39 +253,4 @@ func (c *Cluster) Group(ids ...idgen.ID) map[Shard][]idgen.ID {
 		groups[s] = append(groups[s], id)
 	}
 	return groups
-}
-
-// Each calls fn for every shard of a list, on all nodes at once and on a few
-// shards of a node at a time. A shard that fails does not stop the others: Each
-// waits for all and returns what failed as [Errors]. When ctx ends, no further
-// shard is begun.
-func (c *Cluster) Each(ctx context.Context, shards []Shard, fn func(context.Context, Shard) error) error {
-	errs := make([]*Error, len(shards))
-	queues := make(map[*node][]int) // places in shards
-	for i, s := range shards {
-		n := s.node()
-		if n == nil {
-			errs[i] = s.wrap(ErrNoShard)
-			continue
-		}
-		queues[n] = append(queues[n], i)
-	}
-	var workers sync.WaitGroup
-	for _, queue := range queues {
-		var next atomic.Int64
-		for range min(c.cfg.PerNode, len(queue)) {
-			workers.Go(func() {
-				for n := next.Add(1); n <= int64(len(queue)); n = next.Add(1) {
-					i := queue[n-1]
-					err := ctx.Err()
-					if err == nil {
-						err = fn(ctx, shards[i])
-					}
-					errs[i] = shards[i].wrap(err)
-				}
-			})
-		}
-	}
-	workers.Wait()
-	return join(errs)
 }

@@ -1,0 +1,107 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// lease is a connection in the hands of one call on one shard.
+type lease struct {
+	ctx    context.Context // of the call, for pgx
+	conn   *pgxpool.Conn
+	link   *link
+	place  place
+	stats  *shardStats
+	schema string
+	begun  time.Time
+}
+
+// lease takes a connection to where the shard lives. Statements that go over it
+// run in the shard's schema.
+func (s Shard) lease(ctx context.Context, p place) (*lease, error) {
+	if p.node == nil {
+		return nil, ErrNoShard
+	}
+	c := s.cluster
+	pool := p.node.pool
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		if st := pool.Stat(); ctx.Err() != nil && st.AcquiredConns() == st.MaxConns() {
+			err = fmt.Errorf("%w: all %d of them: %w", ErrBusy, st.MaxConns(), err)
+		}
+		c.stats[s.number].failed.Add(1)
+		return nil, err
+	}
+	l := &lease{
+		ctx: ctx, conn: conn, link: linkOf(conn.Conn()), place: p,
+		stats: &c.stats[s.number], schema: c.schemas[s.number], begun: time.Now(),
+	}
+	if c.cfg.Tracer != nil {
+		l.ctx = context.WithValue(ctx, shardKey{}, s)
+	}
+	l.link.want = c.paths[s.number]
+	return l, nil
+}
+
+// release gives the connection back. An error may have undone the setting of the
+// path.
+func (l *lease) release(err error) {
+	l.link.want = ""
+	if err != nil {
+		l.link.forget()
+		l.stats.failed.Add(1)
+	}
+	l.stats.calls.Add(1)
+	l.stats.busy.Add(int64(time.Since(l.begun)))
+	l.conn.Release()
+}
+
+// text returns what to send for a statement with arguments.
+func (l *lease) text(sql string, args []any) string {
+	if l.place.node.plans == 0 {
+		return sql
+	}
+	return l.link.text(l.schema, sql, l.place.node.plans)
+}
+
+// look forgets the session's settings if a statement has changed them.
+func (l *lease) look(tag pgconn.CommandTag) {
+	switch verb, _, _ := strings.Cut(tag.String(), " "); verb {
+	case "SET", "RESET", "DISCARD", "DO", "CALL":
+		l.link.forget()
+	}
+}
+
+// setPath sets the path ahead of what the link cannot put it in front of. It
+// costs a round trip if the path is another one.
+func (l *lease) setPath() error {
+	if l.link.path == l.link.want && !l.link.dirty {
+		return nil
+	}
+	// Any statement will do, as the link puts the path in front.
+	_, err := l.conn.Conn().PgConn().ExecParams(l.ctx, "select", nil, nil, nil, nil).Close()
+	return err
+}
+
+// ambiguous marks an error that leaves open whether a statement took effect: one
+// that has cost the connection after the statement was sent. On a connection that
+// lives on, the server has refused it, or it was never sent.
+func (l *lease) ambiguous(err error) error {
+	if err == nil || !l.conn.Conn().IsClosed() || pgconn.SafeToRetry(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrAmbiguous, err)
+}
+
+type shardKey struct{}
+
+// FromContext returns the shard of the statement that a tracer is told of.
+func FromContext(ctx context.Context) (Shard, bool) {
+	s, ok := ctx.Value(shardKey{}).(Shard)
+	return s, ok
+}

@@ -1,0 +1,4 @@
+package shard
+
+// A ReadPolicy says where to read.
+type ReadPolicy struct{}

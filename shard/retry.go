@@ -1,0 +1,110 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const (
+	codeFenced   = "SH001" // raised by a fence, before any row is touched
+	codeReadOnly = "25006" // by a host that takes no writes
+)
+
+// retry runs once where the shard lives, and again when it turns out that the
+// shard or its node has moved on. It returns where that was last.
+func (s Shard) retry(ctx context.Context, once func(place) error) (place, error) {
+	var wait time.Duration
+	for stale := 0; ; {
+		p := s.place()
+		if p.node == nil {
+			return p, ErrNoShard
+		}
+		err := once(p)
+		if err == nil {
+			return p, nil
+		}
+		pg, _ := errors.AsType[*pgconn.PgError](err)
+		switch {
+		case pg != nil && pg.Code == codeFenced:
+			if ctxErr := s.await(ctx, p, &wait); ctxErr != nil {
+				return p, fmt.Errorf("%w: %w: %w", ErrFenced, err, ctxErr)
+			}
+			s.cluster.stats[s.number].fenced.Add(1)
+
+		case pg != nil && pg.Code == codeReadOnly && s.read == nil && p.node.failsOver && stale < 3:
+			// The host was the primary when the connection was made. New ones
+			// look for the present primary.
+			stale++
+			p.node.pool.Reset()
+			if s.await(ctx, p, &wait) != nil {
+				return p, err
+			}
+
+		case pg != nil && (pg.Code == "42P01" || pg.Code == "3F000" || pg.Code == "42883"):
+			// No such table, schema, function.
+			if !s.missing(ctx, p) {
+				return p, err
+			}
+			_ = s.cluster.Refresh(ctx)
+			if s.place() == p {
+				return p, fmt.Errorf("%w: %w", ErrNoSchema, err)
+			}
+
+		case unsent(err) && ctx.Err() == nil && stale < 1:
+			// A connection that died while nobody used it, as they all do when
+			// a server restarts.
+			stale++
+			p.node.pool.Reset()
+
+		default:
+			return p, err
+		}
+	}
+}
+
+// await reads the catalog and returns at once if that gives the shard another
+// place, else after a while that grows with each call.
+func (s Shard) await(ctx context.Context, p place, wait *time.Duration) error {
+	_ = s.cluster.Refresh(ctx) // a catalog that is down says no more than the old map
+	if s.place() != p {
+		return ctx.Err()
+	}
+	*wait = min(max(2*(*wait), 4*time.Millisecond), 250*time.Millisecond)
+	timer := time.NewTimer(*wait/2 + rand.N(*wait/2))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// missing reports whether it is certain that the shard has no schema where the
+// map says.
+func (s Shard) missing(ctx context.Context, p place) bool {
+	var missing bool
+	err := p.node.pool.QueryRow(ctx, "select pg_catalog.to_regnamespace($1) is null", s.cluster.schemas[s.number]).Scan(&missing)
+	return err == nil && missing
+}
+
+// unsentError is one of a statement that can have had no effect.
+type unsentError struct{ err error }
+
+func (e *unsentError) Error() string     { return e.err.Error() }
+func (e *unsentError) Unwrap() error     { return e.err }
+func (e *unsentError) SafeToRetry() bool { return true }
+
+// unsent reports whether a connection that was there has failed before it took
+// a statement. A node that cannot be reached is another matter: it fails at once.
+func unsent(err error) bool {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return false
+	}
+	return pgconn.SafeToRetry(err)
+}

@@ -1,0 +1,209 @@
+package shard
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// A link stands between pgx and the connection to a server and sees to it that
+// every statement runs in the schema of its shard. When pgx sends a statement
+// and the session's search_path is another one, the link puts a set_config in
+// front of it, in the same packet, and keeps the answer to that from pgx. So a
+// change of shard costs no round trip, and all of pgx works as it always does:
+// prepared statements, batches, COPY, tracers.
+//
+// The two share one transaction, so a statement whose path could not be set
+// does not run. To a server the setting lasts, and the link remembers it; of a
+// pooler in transaction mode the next statement may meet another server, so
+// there the setting ends with the transaction and each statement brings its own.
+//
+// A link is used by one goroutine at a time, the one that holds the connection.
+type link struct {
+	r      io.Reader
+	w      io.Writer
+	pooled bool // a pooler in transaction mode is behind w
+
+	want  string // search_path that statements must have; "" leaves it alone
+	path  string // search_path that the session has; "" is not known
+	dirty bool   // SQL may have changed other settings too
+
+	inGroup bool // pgx has begun to send messages that a Sync will end
+	own     map[plan]struct{}
+
+	answers int    // to the link that are still to come
+	in      []byte // read, and not yet passed on
+	kept    int    // bytes of in that pgx will get
+	out     []byte // what the link says
+}
+
+// plan is a statement of a shard.
+type plan struct {
+	schema, sql string
+}
+
+const (
+	pathStatement  = "shardgram_path"
+	resetStatement = "shardgram_reset"
+	linkKey        = "shardgram.link"
+)
+
+// attach makes the connections that cfg is for have a link. It is for hooks that
+// get a config of their own for each connection.
+func attach(cfg *pgx.ConnConfig, pooled bool) {
+	var l *link // of the last host that was tried
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		l = &link{r: r, w: w, pooled: pooled, own: make(map[plan]struct{})}
+		return pgproto3.NewFrontend(l, l)
+	}
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+		conn.CustomData()[linkKey] = l
+		if pooled {
+			return nil
+		}
+		p := conn.StartPipeline(ctx)
+		p.SendPrepare(pathStatement, "select pg_catalog.set_config('search_path', $1, false)", []uint32{25})
+		p.SendPrepare(resetStatement, "reset all", nil)
+		if err := p.Sync(); err != nil {
+			return err
+		}
+		return p.Close()
+	}
+}
+
+func linkOf(conn *pgx.Conn) *link { return conn.PgConn().CustomData()[linkKey].(*link) }
+
+// forget is for when what the session's settings are is not sure.
+func (l *link) forget() { l.path, l.dirty = "", true }
+
+// text returns what to send for a statement. The first planCap statements of
+// shards that a connection meets get a plan each, which PostgreSQL keeps from
+// then on. The others share one per text, which is small but is made anew
+// whenever the path has changed, as with 8,192 shards it nearly always has.
+func (l *link) text(schema, sql string, planCap int) string {
+	p := plan{schema, sql}
+	if _, ok := l.own[p]; !ok {
+		if len(l.own) >= planCap {
+			return sql
+		}
+		l.own[p] = struct{}{}
+	}
+	// As a comment at the end it does not move the positions in errors.
+	return sql + " /*" + schema + "*/"
+}
+
+// Write passes on what pgx sends.
+func (l *link) Write(p []byte) (int, error) {
+	if l.want == "" || len(p) == 0 {
+		return l.w.Write(p)
+	}
+	begins := !l.inGroup && (p[0] == 'P' || p[0] == 'B')
+	if l.pooled {
+		l.scan(p)
+	}
+	if !begins || !l.pooled && l.path == l.want && !l.dirty {
+		return l.w.Write(p)
+	}
+	if err := l.prelude(); err != nil {
+		return 0, err
+	}
+	if _, err := l.w.Write(append(l.out, p...)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// scan finds out whether a Sync has ended what pgx sends. Each write of pgx
+// holds whole messages.
+func (l *link) scan(p []byte) {
+	for len(p) >= 5 {
+		l.inGroup = p[0] != 'S'
+		n := 1 + int(binary.BigEndian.Uint32(p[1:5]))
+		p = p[min(n, len(p)):]
+	}
+}
+
+// prelude writes what sets the path into out.
+func (l *link) prelude() (err error) {
+	send := func(m pgproto3.FrontendMessage) {
+		if err == nil {
+			l.out, err = m.Encode(l.out)
+		}
+	}
+	l.out = l.out[:0]
+	path := [][]byte{[]byte(l.want)}
+	if l.pooled {
+		send(&pgproto3.Parse{Query: "select pg_catalog.set_config('search_path', $1, true)", ParameterOIDs: []uint32{25}})
+		send(&pgproto3.Bind{Parameters: path})
+	} else {
+		if l.dirty {
+			send(&pgproto3.Bind{PreparedStatement: resetStatement})
+			send(&pgproto3.Execute{})
+			l.answers++
+		}
+		send(&pgproto3.Bind{PreparedStatement: pathStatement, Parameters: path})
+		l.path, l.dirty = l.want, false
+	}
+	send(&pgproto3.Execute{})
+	l.answers++
+	return err
+}
+
+// Read passes on what the server sends, without its answers to the link.
+func (l *link) Read(p []byte) (int, error) {
+	for l.answers > 0 {
+		if l.sift() {
+			continue
+		}
+		n, err := l.r.Read(p)
+		l.in = append(l.in, p[:n]...)
+		if n == 0 {
+			return 0, err
+		}
+	}
+	l.kept = 0
+	if len(l.in) > 0 {
+		n := copy(p, l.in)
+		l.in = l.in[n:]
+		return n, nil
+	}
+	l.in = l.in[:0]
+	return l.r.Read(p)
+}
+
+// sift drops or keeps the next message of the server, and reports whether there
+// was a whole one.
+func (l *link) sift() bool {
+	rest := l.in[l.kept:]
+	if len(rest) < 5 {
+		return false
+	}
+	n := 1 + int(binary.BigEndian.Uint32(rest[1:5]))
+	if len(rest) < n {
+		return false
+	}
+	switch rest[0] {
+	case 'E': // instead of the answer; the server now skips pgx's statement
+		l.answers = 0
+	case 'N', 'S', 'A': // what the server says unasked
+		l.kept += n
+	case 'C':
+		l.answers--
+		fallthrough
+	default:
+		l.in = slices.Delete(l.in, l.kept, l.kept+n)
+	}
+	return true
+}
+
+// searchPath is the search_path for a schema. Temporary tables come last, so that one
+// of another shard does not hide a table.
+func searchPath(schema string, more []string) string {
+	return strings.Join(append(append([]string{schema}, more...), "pg_temp"), ", ")
+}
