@@ -51,14 +51,25 @@ func (s Shard) lease(ctx context.Context, p place) (*lease, error) {
 // release gives the connection back. An error may have undone the setting of the
 // path.
 func (l *lease) release(err error) {
-	l.link.want = ""
 	if err != nil {
-		l.link.forget()
+		l.forget()
 		l.stats.failed.Add(1)
+	}
+	if !l.conn.Conn().IsClosed() {
+		l.link.want = ""
 	}
 	l.stats.calls.Add(1)
 	l.stats.busy.Add(int64(time.Since(l.begun)))
 	l.conn.Release()
+}
+
+// forget is for when it is not sure what the session's settings are. The link of
+// a closed connection is left alone: pgx may still say good-bye over it, in the
+// background.
+func (l *lease) forget() {
+	if !l.conn.Conn().IsClosed() {
+		l.link.path, l.link.dirty = "", true
+	}
 }
 
 // text returns what to send for a statement with arguments.
@@ -73,7 +84,7 @@ func (l *lease) text(sql string, args []any) string {
 func (l *lease) look(tag pgconn.CommandTag) {
 	switch verb, _, _ := strings.Cut(tag.String(), " "); verb {
 	case "SET", "RESET", "DISCARD", "DO", "CALL":
-		l.link.forget()
+		l.forget()
 	}
 }
 

@@ -80,7 +80,7 @@ func (s Shard) exec(ctx context.Context, p place, sql string, args []any) (tag p
 		return tag, err
 	}
 	tag, err = l.conn.Exec(l.ctx, sql, args...)
-	l.link.forget() // there may be a "set" among the statements
+	l.forget() // there may be a "set" among the statements
 	return tag, l.ambiguous(err)
 }
 
@@ -253,7 +253,7 @@ type batch struct {
 func (b *batch) Close() error {
 	err := b.BatchResults.Close()
 	if b.lease != nil {
-		b.lease.link.forget()
+		b.lease.forget()
 		b.lease.release(err)
 		b.lease = nil
 	}

@@ -120,7 +120,7 @@ func (t *leasedTx) end(err error) {
 		return
 	}
 	t.done = true
-	t.lease.link.forget() // SQL may have changed settings for good
+	t.lease.forget() // SQL may have changed settings for good
 	t.lease.release(err)
 }
 

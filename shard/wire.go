@@ -79,9 +79,6 @@ func attach(cfg *pgx.ConnConfig, pooled bool) {
 
 func linkOf(conn *pgx.Conn) *link { return conn.PgConn().CustomData()[linkKey].(*link) }
 
-// forget is for when what the session's settings are is not sure.
-func (l *link) forget() { l.path, l.dirty = "", true }
-
 // text returns what to send for a statement. The first planCap statements of
 // shards that a connection meets get a plan each, which PostgreSQL keeps from
 // then on. The others share one per text, which is small but is made anew
