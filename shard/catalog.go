@@ -40,6 +40,8 @@ const (
 	Fenced  State = "fenced"  // it takes reads only, for a moment
 )
 
+func (s State) known() bool { return s == Serving || s == Moving || s == Fenced }
+
 // A Placement is where a shard lives.
 type Placement struct {
 	Node  string `json:"node"`
@@ -104,7 +106,7 @@ func (m Map) validate(layout idgen.Layout) error {
 		if !slices.ContainsFunc(m.Nodes, func(n Node) bool { return n.Name == p.Node }) {
 			return fmt.Errorf("shard: shard %d is on node %q: %w", s, p.Node, ErrNoNode)
 		}
-		if p.State != Serving && p.State != Moving && p.State != Fenced {
+		if !p.State.known() {
 			return fmt.Errorf("shard: shard %d is in state %q, which this version does not know", s, p.State)
 		}
 	}
@@ -152,3 +154,6 @@ func checkSchema(s string) error {
 	}
 	return nil
 }
+
+// schemaName is the name of a shard's schema.
+func schemaName(first string, number int) string { return fmt.Sprintf("%s_%04d", first, number) }

@@ -35,8 +35,8 @@ var (
 	ErrBusy = errors.New("the connections are all in use")
 
 	// ErrAmbiguous is returned when the connection was lost, or the context
-	// ended, during a Commit, a CopyFrom or an Exec outside a transaction: it may have
-	// taken effect or not. Look before you do it again.
+	// ended, during a Commit, or an Exec, CopyFrom or batch outside a transaction: it
+	// may have taken effect or not. Look before you do it again.
 	ErrAmbiguous = errors.New("it is not known whether this took effect")
 
 	// ErrReadOnly is returned by the methods that write of a shard of
@@ -80,10 +80,8 @@ func (e *Error) SafeToRetry() bool {
 		}
 		return false
 	}
-	if _, ok := errors.AsType[*pgconn.ConnectError](e.Err); ok {
-		return true
-	}
-	return pgconn.SafeToRetry(e.Err)
+	_, unsent := errors.AsType[*unsentError](e.Err)
+	return unsent
 }
 
 // Errors are what failed of a call on many shards, in the order of the call's

@@ -22,7 +22,7 @@ func TestANodeThatFailsFailsAlone(t *testing.T) {
 	c := open(t, shard.Static(4,
 		shard.Node{Name: "well", DSN: testserver.Postgres(t)},
 		shard.Node{Name: "sick", DSN: sick.DSN("postgres")}), shard.Config{})
-	require.NoError(t, c.Migrate(t.Context(), notes))
+	migrate(t, c)
 	insert := func(ctx context.Context, s shard.Shard) error {
 		_, err := s.Exec(ctx, "insert into note values (1, 'x') on conflict (id) do update set body = note.body || 'x'")
 		return err

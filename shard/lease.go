@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ type lease struct {
 	conn   *pgxpool.Conn
 	link   *link
 	place  place
+	member *member // the replica, nil for the primary
 	stats  *shardStats
 	schema string
 	begun  time.Time
@@ -28,17 +30,25 @@ func (s Shard) lease(ctx context.Context, p place) (*lease, error) {
 		return nil, ErrNoShard
 	}
 	c := s.cluster
-	pool := p.node.pool
+	pool, member := p.node.pool, p.node.reader(s.read)
+	if member != nil {
+		pool = member.pool
+	}
 	conn, err := pool.Acquire(ctx)
+	if err != nil && member != nil && ctx.Err() == nil {
+		member.fail(err)
+		pool, member = p.node.pool, nil
+		conn, err = pool.Acquire(ctx)
+	}
 	if err != nil {
 		if st := pool.Stat(); ctx.Err() != nil && st.AcquiredConns() == st.MaxConns() {
 			err = fmt.Errorf("%w: all %d of them: %w", ErrBusy, st.MaxConns(), err)
 		}
 		c.stats[s.number].failed.Add(1)
-		return nil, err
+		return nil, &unsentError{err: err}
 	}
 	l := &lease{
-		ctx: ctx, conn: conn, link: linkOf(conn.Conn()), place: p,
+		ctx: ctx, conn: conn, link: linkOf(conn.Conn()), place: p, member: member,
 		stats: &c.stats[s.number], schema: c.schemas[s.number], begun: time.Now(),
 	}
 	if c.cfg.Tracer != nil {
@@ -100,13 +110,30 @@ func (l *lease) setPath() error {
 }
 
 // ambiguous marks an error that leaves open whether a statement took effect: one
-// that has cost the connection after the statement was sent. On a connection that
-// lives on, the server has refused it, or it was never sent.
+// that has cost the connection. On a connection that lives on, the server has
+// refused it, or it was never sent. pgconn.SafeToRetry is of no use here: when a
+// commit finds the connection gone while it waits for the answer, pgx may say
+// "conn closed", which counts as safe.
 func (l *lease) ambiguous(err error) error {
-	if err == nil || !l.conn.Conn().IsClosed() || pgconn.SafeToRetry(err) {
+	if err == nil || !l.conn.Conn().IsClosed() {
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrAmbiguous, err)
+}
+
+// replicaFailed reports whether the fault of an error is the replica's, and keeps
+// further reads away from it. It is before release.
+func (l *lease) replicaFailed(err error) bool {
+	if l.member == nil || l.ctx.Err() != nil {
+		return false
+	}
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	// A replica cancels a query that is in the way of replaying the log.
+	if !l.conn.Conn().IsClosed() && !(ok && pg.Code == "40001") {
+		return false
+	}
+	l.member.fail(err)
+	return true
 }
 
 type shardKey struct{}

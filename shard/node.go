@@ -3,8 +3,8 @@ package shard
 import (
 	"context"
 	"errors"
-	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,10 +15,13 @@ import (
 // node is a node with its connections.
 type node struct {
 	Node
-	pool      *pgxpool.Pool // to whichever host takes writes
-	plans     int           // statements that a connection gives a plan of their own
-	simple    bool          // statements go by the simple protocol
-	failsOver bool          // it has several hosts
+	pool    *pgxpool.Pool // to whichever host takes writes
+	members []*member     // its hosts
+	plans   int           // statements that a connection gives a plan of their own
+	simple  bool          // statements go by the simple protocol
+
+	stop     context.CancelFunc // of watching, which only nodes with several hosts are
+	watching sync.WaitGroup
 }
 
 // newNode prepares a node's pool. It does not dial.
@@ -44,8 +47,7 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 		// from the next host that long.
 		conn.ConnectTimeout = 5 * time.Second
 	}
-	hosts := hostsOf(conn)
-	if len(hosts) > 1 && conn.ValidateConnect == nil {
+	if len(hostsOf(conn)) > 1 && conn.ValidateConnect == nil {
 		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
 	conn.Tracer = c.cfg.Tracer
@@ -56,7 +58,7 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 		}
 		return nil
 	}
-	made := &node{Node: n, failsOver: len(hosts) > 1, simple: conn.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol}
+	made := &node{Node: n, simple: conn.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol}
 	if conn.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
 		// The other half of pgx's cache is for the plans that are shared.
 		made.plans = conn.StatementCacheCapacity / 2
@@ -64,24 +66,29 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 	if made.pool, err = pgxpool.NewWithConfig(c.run, cfg); err != nil {
 		return nil, err
 	}
+	if made.members, err = c.membersOf(cfg); err != nil {
+		made.close()
+		return nil, err
+	}
+	if made.failsOver() {
+		run, stop := context.WithCancel(c.run)
+		made.stop = stop
+		made.watching.Go(func() { made.watch(run, c.cfg.Probe) })
+	}
 	return made, nil
 }
 
-func (n *node) close() { n.pool.Close() }
+// failsOver reports whether another host can take the place of the primary.
+func (n *node) failsOver() bool { return len(n.members) > 1 }
 
-// host is one of a DSN's.
-type host struct {
-	name string
-	port uint16
-}
-
-// hostsOf returns the hosts of a DSN, in its order.
-func hostsOf(cfg *pgx.ConnConfig) []host {
-	hosts := []host{{cfg.Host, cfg.Port}}
-	for _, f := range cfg.Fallbacks { // each host comes twice if TLS is optional
-		if h := (host{f.Host, f.Port}); !slices.Contains(hosts, h) {
-			hosts = append(hosts, h)
-		}
+// close waits for the calls that are on the node.
+func (n *node) close() {
+	if n.stop != nil {
+		n.stop()
 	}
-	return hosts
+	n.watching.Wait()
+	for _, m := range n.members {
+		m.close()
+	}
+	n.pool.Close()
 }

@@ -113,7 +113,10 @@ func (s Shard) query(ctx context.Context, sql string, args []any) *rows {
 // refuses are not run again.
 func (s Shard) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	r := &batch{shard: s, place: s.place()}
-	l, err := s.lease(ctx, r.place)
+	l, err := (*lease)(nil), error(ErrReadOnly)
+	if s.read == nil {
+		l, err = s.lease(ctx, r.place)
+	}
 	if err == nil && r.place.node.simple {
 		if err = l.setPath(); err != nil {
 			l.release(err)
@@ -189,11 +192,13 @@ func (r *rows) open(ctx context.Context, p place, sql string, args []any) error 
 		err = r.Rows.Err()
 	}
 	if err != nil {
+		if l.replicaFailed(err) {
+			err = &unsentError{err: err, again: true} // it was a read
+		}
 		l.release(err)
 		r.lease = nil
-		return err
 	}
-	return nil
+	return err
 }
 
 func (r *rows) Close() {
@@ -253,6 +258,7 @@ type batch struct {
 func (b *batch) Close() error {
 	err := b.BatchResults.Close()
 	if b.lease != nil {
+		err = b.lease.ambiguous(err)
 		b.lease.forget()
 		b.lease.release(err)
 		b.lease = nil

@@ -36,7 +36,7 @@ func (s Shard) retry(ctx context.Context, once func(place) error) (place, error)
 			}
 			s.cluster.stats[s.number].fenced.Add(1)
 
-		case pg != nil && pg.Code == codeReadOnly && s.read == nil && p.node.failsOver && stale < 3:
+		case pg != nil && pg.Code == codeReadOnly && s.read == nil && p.node.failsOver() && stale < 3:
 			// The host was the primary when the connection was made. New ones
 			// look for the present primary.
 			stale++
@@ -55,11 +55,13 @@ func (s Shard) retry(ctx context.Context, once func(place) error) (place, error)
 				return p, fmt.Errorf("%w: %w", ErrNoSchema, err)
 			}
 
-		case unsent(err) && ctx.Err() == nil && stale < 1:
+		case unsent(err) && ctx.Err() == nil && stale < 1+len(p.node.members):
 			// A connection that died while nobody used it, as they all do when
-			// a server restarts.
+			// a server restarts, or a replica that failed.
 			stale++
-			p.node.pool.Reset()
+			if s.read == nil {
+				p.node.pool.Reset()
+			}
 
 		default:
 			return p, err
@@ -94,17 +96,17 @@ func (s Shard) missing(ctx context.Context, p place) bool {
 }
 
 // unsentError is one of a statement that can have had no effect.
-type unsentError struct{ err error }
+type unsentError struct {
+	err   error
+	again bool // another connection may do better
+}
 
-func (e *unsentError) Error() string     { return e.err.Error() }
-func (e *unsentError) Unwrap() error     { return e.err }
-func (e *unsentError) SafeToRetry() bool { return true }
+func (e *unsentError) Error() string { return e.err.Error() }
+func (e *unsentError) Unwrap() error { return e.err }
 
 // unsent reports whether a connection that was there has failed before it took
 // a statement. A node that cannot be reached is another matter: it fails at once.
 func unsent(err error) bool {
-	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
-		return false
-	}
-	return pgconn.SafeToRetry(err)
+	e, ok := errors.AsType[*unsentError](err)
+	return ok && e.again
 }

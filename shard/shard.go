@@ -189,7 +189,7 @@ func Open(ctx context.Context, cat Catalog, cfg Config) (*Cluster, error) {
 	}
 	c := &Cluster{cfg: cfg, cat: cat, stats: make([]shardStats, len(m.Shards)), loading: make(chan struct{}, 1)}
 	for n := range m.Shards {
-		schema := fmt.Sprintf("%s_%04d", cfg.Schema, n)
+		schema := schemaName(cfg.Schema, n)
 		c.schemas = append(c.schemas, schema)
 		c.paths = append(c.paths, searchPath(schema, cfg.Path))
 	}

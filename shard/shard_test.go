@@ -37,8 +37,12 @@ func cluster(t *testing.T, n int, cfg shard.Config) *shard.Cluster {
 	c := open(t, shard.Static(n,
 		shard.Node{Name: "a", DSN: testserver.Postgres(t)},
 		shard.Node{Name: "b", DSN: testserver.Postgres(t)}), cfg)
-	require.NoError(t, c.Migrate(t.Context(), notes))
+	migrate(t, c)
 	return c
+}
+
+func migrate(t *testing.T, c *shard.Cluster) {
+	require.NoError(t, c.Migrate(t.Context(), notes))
 }
 
 func count(t *testing.T, s shard.Shard) (n int) {

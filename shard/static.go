@@ -26,11 +26,15 @@ type static struct {
 	changed chan struct{} // closed at the next change
 }
 
+// String and GoString keep fmt from the nodes' DSNs.
+func (s *static) String() string   { return "shard.Static" }
+func (s *static) GoString() string { return s.String() }
+
 func (s *static) Load(context.Context) (Map, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m := s.m
-	m.Shards = slices.Clone(m.Shards)
+	m.Nodes, m.Shards = slices.Clone(m.Nodes), slices.Clone(m.Shards)
 	return m, nil
 }
 
@@ -50,13 +54,16 @@ func (s *static) Wait(ctx context.Context, version int64) error {
 }
 
 func (s *static) Place(_ context.Context, shard int, epoch int64, to Placement) error {
+	if !to.State.known() {
+		return fmt.Errorf("shard: place shard %d in state %q, which this version does not know", shard, to.State)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if shard < 0 || shard >= len(s.m.Shards) {
 		return fmt.Errorf("shard: place shard %d: %w", shard, ErrNoShard)
 	}
 	if !slices.ContainsFunc(s.m.Nodes, func(n Node) bool { return n.Name == to.Node }) {
-		return fmt.Errorf("shard: place shard %d on node %q: %w", shard, to.Node, ErrNoNode)
+		return fmt.Errorf("shard: place shard %d: node %q: %w", shard, to.Node, ErrNoNode)
 	}
 	p := &s.m.Shards[shard]
 	if p.Epoch != epoch {
@@ -72,11 +79,18 @@ func (s *static) Migrated(_ context.Context, shards []int, version int) error {
 	defer s.mu.Unlock()
 	for _, n := range shards {
 		if n < 0 || n >= len(s.m.Shards) {
-			return fmt.Errorf("shard: record version of shard %d: %w", n, ErrNoShard)
+			return fmt.Errorf("shard: record schema versions: shard %d: %w", n, ErrNoShard)
 		}
-		s.m.Shards[n].Schema = version
 	}
-	s.changeLocked()
+	changed := false
+	for _, n := range shards {
+		p := &s.m.Shards[n]
+		changed = changed || p.Schema != version
+		p.Schema = version
+	}
+	if changed {
+		s.changeLocked()
+	}
 	return nil
 }
 

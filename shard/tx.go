@@ -84,7 +84,7 @@ func (s Shard) begin(ctx context.Context, p place, opts pgx.TxOptions) (*leasedT
 	tx, err := l.conn.BeginTx(l.ctx, opts)
 	if err != nil {
 		l.release(err)
-		return nil, &unsentError{err}
+		return nil, &unsentError{err: err, again: true}
 	}
 	return &leasedTx{Tx: tx, lease: l}, nil
 }
@@ -101,7 +101,12 @@ func (t *leasedTx) Commit(ctx context.Context) error {
 	if t.done {
 		return pgx.ErrTxClosed
 	}
-	err := t.lease.ambiguous(t.Tx.Commit(ctx))
+	err := ctx.Err() // then it is not sent
+	if err == nil {
+		err = t.lease.ambiguous(t.Tx.Commit(ctx))
+	} else {
+		_ = t.Tx.Rollback(ctx) // closes the connection
+	}
 	t.end(err)
 	if err != nil && t.shard.cluster != nil {
 		return t.shard.wrap(t.lease.place, err)

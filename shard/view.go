@@ -128,9 +128,11 @@ func (c *Cluster) follow(ctx context.Context) {
 		if err := c.cat.Wait(polled, c.view.Load().m.Version); err != nil {
 			<-polled.Done() // no hints at present
 		}
-		cancel()
-		loading, cancel := context.WithTimeout(ctx, max(c.cfg.Poll, time.Second))
-		_ = c.Refresh(loading) // Stats tells
+		loading, stop := context.WithTimeout(ctx, max(c.cfg.Poll, time.Second))
+		if c.Refresh(loading) != nil { // Stats tells
+			<-polled.Done() // a hint that stays must not make this spin
+		}
+		stop()
 		cancel()
 	}
 }
