@@ -2,7 +2,8 @@
 # Installs what `make demo` or `make test` needs and this machine lacks.
 #
 #   tools/setup.sh demo    the servers of the demo
-#   tools/setup.sh test    also a C compiler (for go test -race) and a browser
+#   tools/setup.sh test    also PgBouncer, a C compiler (for go test -race) and a
+#                          browser
 #
 # As root on Debian or a derivative it installs packages; anywhere else it
 # prints what is missing and how to get it, and the caller goes on with what
@@ -32,6 +33,7 @@ have memcached || need memcached
 case $purpose in
 demo) ;;
 test)
+    have pgbouncer || need pgbouncer
     have gcc || need gcc
     [ -e /usr/include/stdlib.h ] || need libc6-dev
     have chromium || need chromium
@@ -55,7 +57,8 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
         echo "setup: get it with: sudo apt-get install --no-install-recommends$missing" >&2
     else
         echo "setup: those are Debian's names; install your system's packages of the same, with PostgreSQL" >&2
-        echo "setup: 15, Redis 7.0 and memcached 1.6 or newer, and see that the programs are on PATH" >&2
+        echo "setup: 15, PgBouncer 1.18, Redis 7.0 and memcached 1.6 or newer, and see that the programs" >&2
+        echo "setup: are on PATH" >&2
     fi
     exit 0
 fi

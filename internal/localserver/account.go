@@ -17,7 +17,8 @@ type account struct {
 }
 
 // accountFor returns the user for a kind of server, or nil for our own.
-// PostgreSQL refuses to run as root, and the others have no need to.
+// PostgreSQL and PgBouncer refuse to run as root, and the others have no need
+// to.
 func accountFor(kind Kind) (*account, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil

@@ -36,7 +36,9 @@ func BenchmarkRestart(b *testing.B) {
 	require.NoError(b, err)
 	m, err := h.Memcached(b.Context(), "objects", localserver.MemcachedConfig{})
 	require.NoError(b, err)
-	for _, s := range []*localserver.Server{&p.Server, &r.Server, &m.Server} {
+	pool, err := h.PgBouncer(b.Context(), "pool", localserver.PgBouncerConfig{Of: p})
+	require.NoError(b, err)
+	for _, s := range []*localserver.Server{&p.Server, &pool.Server, &r.Server, &m.Server} {
 		b.Run(string(s.Kind()), func(b *testing.B) {
 			for b.Loop() {
 				require.NoError(b, s.Restart(b.Context()))

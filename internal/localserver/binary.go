@@ -22,6 +22,7 @@ type Kind string
 // The kinds of server that a [Host] can start.
 const (
 	KindPostgres  Kind = "postgres"
+	KindPgBouncer Kind = "pgbouncer"
 	KindRedis     Kind = "redis"
 	KindSentinel  Kind = "sentinel"
 	KindMemcached Kind = "memcached"
@@ -54,6 +55,14 @@ var programs = map[Kind]program{
 		install: "postgresql",
 		account: "postgres",
 		stop:    syscall.SIGINT, // SIGTERM waits until all clients have left
+	},
+	KindPgBouncer: {
+		binary:  "pgbouncer",
+		version: regexp.MustCompile(`^PgBouncer (\d+)\.(\d+)`),
+		oldest:  [2]int{1, 18},
+		install: "pgbouncer",
+		account: "nobody",
+		stop:    syscall.SIGINT, // SIGTERM waits, from 1.23 on, until all clients have left
 	},
 	KindRedis:    redisProgram,
 	KindSentinel: redisProgram,

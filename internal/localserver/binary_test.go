@@ -12,7 +12,8 @@ import (
 func TestAvailable(t *testing.T) {
 	t.Parallel()
 	require.NoError(t, localserver.Available(
-		localserver.KindPostgres, localserver.KindRedis, localserver.KindSentinel, localserver.KindMemcached))
+		localserver.KindPostgres, localserver.KindPgBouncer, localserver.KindRedis, localserver.KindSentinel,
+		localserver.KindMemcached))
 }
 
 // script makes a program that prints a line.
@@ -34,6 +35,7 @@ func TestUnfitProgram(t *testing.T) {
 	}{
 		{"OldPostgres", localserver.KindPostgres, "postgres", "postgres (PostgreSQL) 14.22 (Debian 14.22-1)", "14.22", "15.0"},
 		{"OldPostgresBeta", localserver.KindPostgres, "postgres", "postgres (PostgreSQL) 14beta1", "14", "15.0"},
+		{"OldPgBouncer", localserver.KindPgBouncer, "pgbouncer", "PgBouncer 1.17.0", "1.17", "1.18"},
 		{"OldRedis", localserver.KindRedis, "redis-server", "Redis server v=6.2.14 sha=0:0 bits=64", "6.2", "7.0"},
 		{"OldSentinel", localserver.KindSentinel, "redis-server", "Redis server v=6.2.14 sha=0:0 bits=64", "6.2", "7.0"},
 		{"OldMemcached", localserver.KindMemcached, "memcached", "memcached 1.5.22", "1.5", "1.6"},
@@ -62,6 +64,8 @@ func start(t *testing.T, h *localserver.Host, kind localserver.Kind) error {
 	switch kind {
 	case localserver.KindPostgres:
 		_, err = h.Postgres(t.Context(), "s", localserver.PostgresConfig{})
+	case localserver.KindPgBouncer:
+		_, err = h.PgBouncer(t.Context(), "s", localserver.PgBouncerConfig{Of: &localserver.Postgres{}})
 	case localserver.KindRedis:
 		_, err = h.Redis(t.Context(), "s", localserver.RedisConfig{})
 	case localserver.KindSentinel:
@@ -81,6 +85,7 @@ func TestMissingProgram(t *testing.T) {
 	h := open(t, localserver.Config{Fast: true, Path: []string{dir}})
 	for kind, want := range map[localserver.Kind]localserver.MissingError{
 		localserver.KindPostgres:  {Binary: "postgres", Install: "postgresql"},
+		localserver.KindPgBouncer: {Binary: "pgbouncer", Install: "pgbouncer"},
 		localserver.KindRedis:     {Binary: "redis-server", Install: "redis-server"},
 		localserver.KindMemcached: {Binary: "memcached", Install: "memcached"},
 	} {

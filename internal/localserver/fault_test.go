@@ -2,6 +2,7 @@ package localserver_test
 
 import (
 	"context"
+	"errors"
 	"net"
 	"strconv"
 	"testing"
@@ -21,9 +22,20 @@ type subject struct {
 	ping func(context.Context) error
 }
 
+// pingDSN sends a query, for a PgBouncer lets clients in without a server.
+func pingDSN(ctx context.Context, dsn string) error {
+	c, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.Ping(ctx), c.Close(ctx))
+}
+
 func subjects(t *testing.T, h *localserver.Host) []subject {
 	t.Helper()
 	p, err := h.Postgres(t.Context(), "db", localserver.PostgresConfig{})
+	require.NoError(t, err)
+	b, err := h.PgBouncer(t.Context(), "pool", localserver.PgBouncerConfig{Of: p})
 	require.NoError(t, err)
 	r, err := h.Redis(t.Context(), "cache", localserver.RedisConfig{})
 	require.NoError(t, err)
@@ -31,13 +43,8 @@ func subjects(t *testing.T, h *localserver.Host) []subject {
 	require.NoError(t, err)
 	rc := redisClient(t, r)
 	return []subject{
-		{&p.Server, func(ctx context.Context) error {
-			c, err := pgx.Connect(ctx, p.DSN("postgres"))
-			if err != nil {
-				return err
-			}
-			return c.Close(ctx)
-		}},
+		{&p.Server, func(ctx context.Context) error { return pingDSN(ctx, p.DSN("postgres")) }},
+		{&b.Server, func(ctx context.Context) error { return pingDSN(ctx, b.DSN("postgres")) }},
 		{&r.Server, func(ctx context.Context) error { return rc.Ping(ctx).Err() }},
 		{&m.Server, func(ctx context.Context) error {
 			mc := memcache.New(m.Addr())

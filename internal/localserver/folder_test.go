@@ -199,6 +199,7 @@ func TestServersDieWithTheirParent(t *testing.T) {
 	}
 	require.Equal(t, 3, names["redis-server"], "%v", names)
 	require.Equal(t, 1, names["memcached"], "%v", names)
+	require.Equal(t, 1, names["pgbouncer"], "%v", names)
 	require.Equal(t, 1, names["sh"], "%v", names)
 	require.Greater(t, names["postgres"], 2*6, "%v", names)
 
@@ -286,6 +287,8 @@ func helper() {
 	h, err := localserver.Open(localserver.Config{Fast: true})
 	must(err)
 	busy, err := h.Postgres(ctx, "busy", localserver.PostgresConfig{})
+	must(err)
+	_, err = h.PgBouncer(ctx, "pool", localserver.PgBouncerConfig{Of: busy})
 	must(err)
 	frozen, err := h.Postgres(ctx, "paused", localserver.PostgresConfig{})
 	must(err)

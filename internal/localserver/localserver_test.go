@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	default:
 		smallHelper(dir)
 	}
-	testserver.Main(m, testserver.NeedPostgres, testserver.NeedRedis, testserver.NeedMemcached)
+	testserver.Main(m, testserver.NeedPostgres, testserver.NeedPgBouncer, testserver.NeedRedis, testserver.NeedMemcached)
 }
 
 // open opens a host that is closed at the end of the test.
@@ -277,6 +277,14 @@ func TestBadConfigIsAnError(t *testing.T) {
 	require.ErrorContains(t, err, "DownAfter")
 	_, err = h.RedisCluster(t.Context(), "c", localserver.RedisClusterConfig{Replicas: -1})
 	require.ErrorContains(t, err, "Replicas")
+	for want, cfg := range map[string]localserver.PgBouncerConfig{
+		"Of":       {},
+		"PoolMode": {Of: &localserver.Postgres{}, PoolMode: "sometimes"},
+		"PoolSize": {Of: &localserver.Postgres{}, PoolSize: -1},
+	} {
+		_, err = h.PgBouncer(t.Context(), "b", cfg)
+		require.ErrorContains(t, err, want)
+	}
 	require.Empty(t, h.Servers())
 }
 
@@ -292,6 +300,8 @@ func TestServerThatEndsEarlyFailsAtOnceWithItsLog(t *testing.T) {
 	require.ErrorContains(t, err, "unrecognized option")
 	_, err = h.Postgres(t.Context(), "p", localserver.PostgresConfig{Settings: bad})
 	require.ErrorContains(t, err, `unrecognized configuration parameter "no_such_setting"`)
+	_, err = h.PgBouncer(t.Context(), "b", localserver.PgBouncerConfig{Of: &localserver.Postgres{}, Settings: bad})
+	require.ErrorContains(t, err, "unknown parameter: pgbouncer/no_such_setting")
 	require.Less(t, time.Since(begin), 20*time.Second, "not after the minute that a start may take")
 	require.Empty(t, h.Servers())
 
@@ -337,6 +347,8 @@ func TestPortInUseIsTriedElsewhere(t *testing.T) {
 	require.NoError(t, err)
 	m, err := taken.Memcached(t.Context(), "m", localserver.MemcachedConfig{})
 	require.NoError(t, err)
+	b, err := taken.PgBouncer(t.Context(), "b", localserver.PgBouncerConfig{Of: p})
+	require.NoError(t, err)
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer silent.Close()
@@ -372,6 +384,12 @@ func TestPortInUseIsTriedElsewhere(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, offer)
 	require.NotContains(t, []int{m.Port(), other}, m2.Port())
+
+	offer = []int{b.Port(), other}
+	b2, err := h.PgBouncer(t.Context(), "b", localserver.PgBouncerConfig{Of: p2})
+	require.NoError(t, err)
+	require.Empty(t, offer)
+	require.NotContains(t, []int{b.Port(), other}, b2.Port())
 
 	// A restart keeps the port, so there the same is an error.
 	require.NoError(t, m2.Stop(t.Context()))

@@ -1,4 +1,5 @@
-// Package testserver gives tests real PostgreSQL, Redis and memcached servers.
+// Package testserver gives tests real PostgreSQL, PgBouncer, Redis and memcached
+// servers.
 //
 // A package calls [Main] from TestMain and names what it needs:
 //
@@ -7,8 +8,8 @@
 // One server of a kind then serves the whole test binary, started when the
 // first test asks for it. Tests share it and run in parallel: [Postgres] gives
 // each a database of its own, [Redis] a Redis database, [Prefix] a prefix for
-// keys in memcached. A test that stops or pauses servers takes its own from
-// [Host].
+// keys in memcached. A test that stops or pauses servers, or wants a PgBouncer,
+// takes its own from [Host].
 //
 // Where a server is not installed, tests that ask for it are skipped and
 // examples are not run; if the environment variable CI is set, the test binary
@@ -34,6 +35,7 @@ type Need = localserver.Kind
 // The servers that [Main] knows.
 const (
 	NeedPostgres  Need = localserver.KindPostgres
+	NeedPgBouncer Need = localserver.KindPgBouncer // has no shared server: take one from Host
 	NeedRedis     Need = localserver.KindRedis
 	NeedMemcached Need = localserver.KindMemcached
 )
