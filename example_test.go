@@ -51,7 +51,7 @@ func Example() {
 
 	cluster = must(shard.Open(ctx, shard.Static(64, pg1, pg2), shard.Config{}))
 	defer cluster.Close()
-	must(0, cluster.Migrate(ctx, schema)) // 64 schemas with your tables
+	must(cluster.Migrate(ctx, schema, shard.MigrateConfig{})) // 64 schemas with your tables
 
 	alice := cluster.Key("alice") // her shard, for ever the same
 	var photo idgen.ID            // from PostgreSQL: sorts by time, carries the shard

@@ -27,9 +27,9 @@ func Example() {
 		panic(err)
 	}
 	defer c.Close()
-	err = c.Migrate(ctx, fstest.MapFS{
+	_, err = c.Migrate(ctx, fstest.MapFS{
 		"0001_account.sql": {Data: []byte("create table account (name text primary key, city text)")},
-	})
+	}, shard.MigrateConfig{})
 	if err != nil {
 		panic(err)
 	}
@@ -53,9 +53,9 @@ func ExampleShard_InTx() {
 		panic(err)
 	}
 	defer c.Close()
-	err = c.Migrate(ctx, fstest.MapFS{
+	_, err = c.Migrate(ctx, fstest.MapFS{
 		"0001_purse.sql": {Data: []byte("create table purse (id int primary key, coins int check (coins >= 0)); insert into purse values (1, 5), (2, 0)")},
-	})
+	}, shard.MigrateConfig{})
 	if err != nil {
 		panic(err)
 	}

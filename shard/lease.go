@@ -44,6 +44,7 @@ func (s Shard) lease(ctx context.Context, p place) (*lease, error) {
 		if st := pool.Stat(); ctx.Err() != nil && st.AcquiredConns() == st.MaxConns() {
 			err = fmt.Errorf("%w: all %d of them: %w", ErrBusy, st.MaxConns(), err)
 		}
+		c.stats[s.number].calls.Add(1)
 		c.stats[s.number].failed.Add(1)
 		return nil, &unsentError{err: err}
 	}
@@ -51,10 +52,7 @@ func (s Shard) lease(ctx context.Context, p place) (*lease, error) {
 		ctx: ctx, conn: conn, link: linkOf(conn.Conn()), place: p, member: member,
 		stats: &c.stats[s.number], schema: c.schemas[s.number], begun: time.Now(),
 	}
-	if c.cfg.Tracer != nil {
-		l.ctx = context.WithValue(ctx, shardKey{}, s)
-	}
-	l.link.want = c.paths[s.number]
+	l.link.want, l.link.shard = c.paths[s.number], s
 	return l, nil
 }
 
@@ -66,7 +64,7 @@ func (l *lease) release(err error) {
 		l.stats.failed.Add(1)
 	}
 	if !l.conn.Conn().IsClosed() {
-		l.link.want = ""
+		l.link.want, l.link.shard = "", Shard{}
 	}
 	l.stats.calls.Add(1)
 	l.stats.busy.Add(int64(time.Since(l.begun)))
@@ -134,12 +132,4 @@ func (l *lease) replicaFailed(err error) bool {
 	}
 	l.member.fail(err)
 	return true
-}
-
-type shardKey struct{}
-
-// FromContext returns the shard of the statement that a tracer is told of.
-func FromContext(ctx context.Context) (Shard, bool) {
-	s, ok := ctx.Value(shardKey{}).(Shard)
-	return s, ok
 }

@@ -18,7 +18,7 @@ type node struct {
 	pool    *pgxpool.Pool // to whichever host takes writes
 	members []*member     // its hosts
 	plans   int           // statements that a connection gives a plan of their own
-	simple  bool          // statements go by the simple protocol
+	mode    pgx.QueryExecMode
 
 	stop     context.CancelFunc // of watching, which only nodes with several hosts are
 	watching sync.WaitGroup
@@ -42,6 +42,9 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 	if c.cfg.Pooler && !strings.Contains(n.DSN, "default_query_exec_mode") {
 		conn.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
+	if c.cfg.Pooler && conn.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
+		return nil, errors.New("Config.Pooler wants another default_query_exec_mode than simple_protocol")
+	}
 	if !strings.Contains(n.DSN, "connect_timeout") {
 		// pgx waits for two minutes; a host that hangs must not keep a call
 		// from the next host that long.
@@ -50,7 +53,7 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 	if len(hostsOf(conn)) > 1 && conn.ValidateConnect == nil {
 		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
-	conn.Tracer = c.cfg.Tracer
+	conn.Tracer = tracing(c.cfg.Tracer)
 	cfg.BeforeConnect = func(ctx context.Context, conn *pgx.ConnConfig) error {
 		attach(conn, c.cfg.Pooler)
 		if c.cfg.BeforeConnect != nil {
@@ -58,7 +61,7 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 		}
 		return nil
 	}
-	made := &node{Node: n, simple: conn.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol}
+	made := &node{Node: n, mode: conn.DefaultQueryExecMode}
 	if conn.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
 		// The other half of pgx's cache is for the plans that are shared.
 		made.plans = conn.StatementCacheCapacity / 2
@@ -76,6 +79,21 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 		made.watching.Go(func() { made.watch(run, c.cfg.Probe) })
 	}
 	return made, nil
+}
+
+// simple reports whether a statement goes by the simple protocol, in which the
+// link cannot put the path in front of it.
+func (n *node) simple(args []any) bool {
+	for _, arg := range args {
+		switch arg := arg.(type) {
+		case pgx.QueryExecMode:
+			return arg == pgx.QueryExecModeSimpleProtocol
+		case pgx.QueryRewriter:
+		default:
+			return n.mode == pgx.QueryExecModeSimpleProtocol
+		}
+	}
+	return n.mode == pgx.QueryExecModeSimpleProtocol
 }
 
 // failsOver reports whether another host can take the place of the primary.

@@ -2,6 +2,9 @@ package shard
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -15,6 +18,9 @@ type Shard struct {
 	number  int
 	read    *ReadPolicy // nil for the primary
 }
+
+// String returns "shard 42".
+func (s Shard) String() string { return fmt.Sprintf("shard %d", s.number) }
 
 // Number returns the shard's number, 0 to 8,191.
 func (s Shard) Number() int { return s.number }
@@ -58,7 +64,7 @@ func (s Shard) Exec(ctx context.Context, sql string, args ...any) (tag pgconn.Co
 }
 
 func (s Shard) exec(ctx context.Context, p place, sql string, args []any) (tag pgconn.CommandTag, err error) {
-	simple := len(args) == 0 || p.node.simple
+	simple := p.node.simple(args) || argless(args)
 	if simple && s.cluster.cfg.Pooler {
 		err = s.inTx(ctx, p, pgx.TxOptions{}, func(tx pgx.Tx) error {
 			tag, err = tx.Exec(ctx, sql, args...)
@@ -117,17 +123,22 @@ func (s Shard) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	if s.read == nil {
 		l, err = s.lease(ctx, r.place)
 	}
-	if err == nil && r.place.node.simple {
-		if err = l.setPath(); err != nil {
-			l.release(err)
-		}
-	}
 	if err != nil {
 		r.BatchResults = pgx.FailedBatchResults(b, s.wrap(r.place, err))
 		return r
 	}
 	r.lease = l
-	r.BatchResults = l.conn.SendBatch(l.ctx, b)
+	if r.place.node.mode != pgx.QueryExecModeSimpleProtocol && r.place.node.mode != pgx.QueryExecModeExec {
+		r.BatchResults = l.conn.SendBatch(l.ctx, b)
+		return r
+	}
+	// In these modes pgx sends a batch past the link, so it has the path in it.
+	withPath := *b
+	withPath.QueuedQueries = slices.Concat(
+		[]*pgx.QueuedQuery{{SQL: localPathSQL, Arguments: []any{l.link.want}}}, b.QueuedQueries)
+	l.link.want = ""
+	r.BatchResults = l.conn.SendBatch(l.ctx, &withPath)
+	_, _ = r.BatchResults.Exec() // Close has its error
 	return r
 }
 
@@ -162,6 +173,17 @@ func (s Shard) copyFrom(ctx context.Context, p place, table pgx.Identifier, colu
 	return n, l.ambiguous(err)
 }
 
+// argless reports whether Exec of pgx may find that a statement has no arguments,
+// and then go by the simple protocol.
+func argless(args []any) bool {
+	if len(args) == 0 {
+		return true
+	}
+	_, mode := args[0].(pgx.QueryExecMode)
+	_, rewriter := args[0].(pgx.QueryRewriter)
+	return mode || rewriter
+}
+
 // rows gives its connection back when it is done. It has gone to the first row
 // already, as only then is it known whether a fence has refused the statement.
 type rows struct {
@@ -175,11 +197,14 @@ type rows struct {
 }
 
 func (r *rows) open(ctx context.Context, p place, sql string, args []any) error {
+	if p.node.simple(args) && r.shard.cluster.cfg.Pooler {
+		return errors.New("behind a pooler, a query cannot go by the simple protocol")
+	}
 	l, err := r.shard.lease(ctx, p)
 	if err != nil {
 		return err
 	}
-	if p.node.simple {
+	if p.node.simple(args) {
 		if err := l.setPath(); err != nil {
 			l.release(err)
 			return err

@@ -194,13 +194,18 @@ func Open(ctx context.Context, cat Catalog, cfg Config) (*Cluster, error) {
 		c.paths = append(c.paths, searchPath(schema, cfg.Path))
 	}
 	c.run, c.stop = context.WithCancel(context.Background())
-	c.lastLoad.Store(&catalogLoad{begun: time.Now()})
+	now := time.Now()
+	c.lastLoad.Store(&catalogLoad{begun: now, read: now})
 	if err := c.show(m); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	c.background.Go(func() { c.follow(c.run) })
 	return c, nil
 }
+
+// String keeps fmt from what is inside: it changes all the time, and the DSNs are
+// there.
+func (c *Cluster) String() string { return fmt.Sprintf("shard.Cluster of %d shards", len(c.schemas)) }
 
 // Close closes all connections and waits for those in use. It always returns
 // nil; it may be called twice.

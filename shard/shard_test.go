@@ -42,7 +42,8 @@ func cluster(t *testing.T, n int, cfg shard.Config) *shard.Cluster {
 }
 
 func migrate(t *testing.T, c *shard.Cluster) {
-	require.NoError(t, c.Migrate(t.Context(), notes))
+	_, err := c.Migrate(t.Context(), notes, shard.MigrateConfig{})
+	require.NoError(t, err)
 }
 
 func count(t *testing.T, s shard.Shard) (n int) {

@@ -80,7 +80,7 @@ func (s Shard) begin(ctx context.Context, p place, opts pgx.TxOptions) (*leasedT
 	// The path ends with the transaction; in it the link has nothing to do.
 	path := l.link.want
 	l.link.want = ""
-	opts.BeginQuery = beginSQL(opts) + "; set local search_path to " + path
+	opts.BeginQuery = beginSQL(opts) + localPath(path)
 	tx, err := l.conn.BeginTx(l.ctx, opts)
 	if err != nil {
 		l.release(err)
@@ -128,6 +128,9 @@ func (t *leasedTx) end(err error) {
 	t.lease.forget() // SQL may have changed settings for good
 	t.lease.release(err)
 }
+
+// localPath is what begins a transaction in a shard's schema, after its begin.
+func localPath(path string) string { return "; set local search_path to " + path }
 
 func beginSQL(o pgx.TxOptions) string {
 	if o.BeginQuery != "" {

@@ -33,6 +33,7 @@ func (c *Cluster) Map() Map { return c.view.Load().m }
 // catalogLoad is an attempt to read the catalog.
 type catalogLoad struct {
 	begun time.Time
+	read  time.Time // when an attempt last succeeded
 	err   error
 }
 
@@ -50,12 +51,12 @@ func (c *Cluster) Refresh(ctx context.Context) error {
 	if c.lastLoad.Load().begun.After(asked) { // while this call waited
 		return c.lastLoad.Load().err
 	}
-	load := &catalogLoad{begun: time.Now()}
+	load := &catalogLoad{begun: time.Now(), read: c.lastLoad.Load().read}
 	m, err := c.cat.Load(ctx)
 	if err != nil {
 		load.err = fmt.Errorf("shard: load the catalog: %w", err)
 	} else {
-		load.err = c.show(m)
+		load.err, load.read = c.show(m), load.begun
 	}
 	if ctx.Err() == nil || load.err == nil { // else it says nothing about the catalog
 		c.lastLoad.Store(load)

@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"slices"
 	"strings"
@@ -30,6 +31,7 @@ type link struct {
 	w      io.Writer
 	pooled bool // a pooler in transaction mode is behind w
 
+	shard Shard  // that holds the connection, for the tracer
 	want  string // search_path that statements must have; "" leaves it alone
 	path  string // search_path that the session has; "" is not known
 	dirty bool   // SQL may have changed other settings too
@@ -52,6 +54,8 @@ const (
 	pathStatement  = "shardgram_path"
 	resetStatement = "shardgram_reset"
 	linkKey        = "shardgram.link"
+
+	localPathSQL = "select pg_catalog.set_config('search_path', $1, true)"
 )
 
 // attach makes the connections that cfg is for have a link. It is for hooks that
@@ -77,6 +81,9 @@ func attach(cfg *pgx.ConnConfig, pooled bool) {
 	}
 }
 
+// errUnpathed stops what must not run, as it would do so in any shard's schema.
+var errUnpathed = errors.New("bug: a simple query without its search_path")
+
 func linkOf(conn *pgx.Conn) *link { return conn.PgConn().CustomData()[linkKey].(*link) }
 
 // text returns what to send for a statement. The first planCap statements of
@@ -92,13 +99,19 @@ func (l *link) text(schema, sql string, planCap int) string {
 		l.own[p] = struct{}{}
 	}
 	// As a comment at the end it does not move the positions in errors.
-	return sql + " /*" + schema + "*/"
+	return sql + planMark(schema)
 }
+
+// planMark makes a statement's text one of its shard.
+func planMark(schema string) string { return " /*" + schema + "*/" }
 
 // Write passes on what pgx sends.
 func (l *link) Write(p []byte) (int, error) {
 	if l.want == "" || len(p) == 0 {
 		return l.w.Write(p)
+	}
+	if p[0] == 'Q' && (l.pooled || l.path != l.want || l.dirty) {
+		return 0, errUnpathed
 	}
 	begins := !l.inGroup && (p[0] == 'P' || p[0] == 'B')
 	if l.pooled {
@@ -136,7 +149,7 @@ func (l *link) prelude() (err error) {
 	l.out = l.out[:0]
 	path := [][]byte{[]byte(l.want)}
 	if l.pooled {
-		send(&pgproto3.Parse{Query: "select pg_catalog.set_config('search_path', $1, true)", ParameterOIDs: []uint32{25}})
+		send(&pgproto3.Parse{Query: localPathSQL, ParameterOIDs: []uint32{25}})
 		send(&pgproto3.Bind{Parameters: path})
 	} else {
 		if l.dirty {

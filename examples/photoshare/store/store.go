@@ -148,7 +148,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	if err := cfg.Shards.Migrate(ctx, files); err != nil {
+	if _, err := cfg.Shards.Migrate(ctx, files, shard.MigrateConfig{}); err != nil {
 		return nil, fmt.Errorf("store: migrate: %w", err)
 	}
 	s := &Store{
