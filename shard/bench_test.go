@@ -1,29 +1,132 @@
 package shard_test
 
 import (
+	"context"
+	"fmt"
+	"math/rand/v2"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/shardgram/shardgram/idgen"
+	"github.com/shardgram/shardgram/internal/localserver"
+	"github.com/shardgram/shardgram/internal/testserver"
 	"github.com/shardgram/shardgram/shard"
 )
 
-// BenchmarkRoute shows what it costs to find the shard of a key.
+// BenchmarkRoute shows what it costs to find the shard of a key, and its node.
 func BenchmarkRoute(b *testing.B) {
 	c, err := shard.Open(b.Context(), shard.Static(8192, shard.Node{Name: "a", DSN: "postgres://127.0.0.1:1/x"}), shard.Config{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer c.Close()
-	sum := 0
-	b.Run("key=int", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			sum += c.KeyInt(int64(b.N)).Number()
+	var sum int
+	for name, route := range map[string]func(i int) shard.Shard{
+		"int":  func(i int) shard.Shard { return c.KeyInt(int64(i)) },
+		"text": func(int) shard.Shard { return c.Key("founding.engineer") },
+		"id":   func(i int) shard.Shard { return c.ID(idgen.ID(i) << 10) },
+	} {
+		b.Run("key="+name, func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				sum += len(route(i & 8191).Node())
+			}
+		})
+	}
+}
+
+// photos is a table that every shard has, and the rows in each.
+const (
+	photosDDL = `create table photo (id bigint primary key, author_id bigint not null, caption text not null,
+		created_at timestamptz not null default now())`
+	photosRows = `insert into photo select i, i % 100, 'caption ' || i from generate_series(1, 1000) i`
+	pointQuery = "select id, author_id, caption, created_at from photo where id = $1"
+)
+
+// photoCluster returns n shards of photos on two servers.
+func photoCluster(b *testing.B, n int) *shard.Cluster {
+	host := testserver.Host(b)
+	var nodes []shard.Node
+	for _, name := range []string{"a", "b"} {
+		server, err := host.Postgres(b.Context(), name, localserver.PostgresConfig{})
+		if err != nil {
+			b.Fatal(err)
 		}
+		nodes = append(nodes, shard.Node{Name: name, DSN: server.DSN("postgres")})
+	}
+	c, err := shard.Open(b.Context(), shard.Static(n, nodes...), shard.Config{MaxConns: 4})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = c.Close() })
+	err = c.Each(b.Context(), c.Shards(), func(ctx context.Context, s shard.Shard) error {
+		_, err := s.Exec(ctx, "create schema "+s.Schema()+"; "+photosDDL+"; "+photosRows+"; analyze photo")
+		return err
 	})
-	b.Run("key=text", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			sum += c.Key("founding.engineer").Number()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c
+}
+
+// BenchmarkQuery compares a point query through this package with the same query
+// on pgxpools, whose SQL has the schema in it. With spread=1 all queries go to
+// one shard, with spread=256 each goes to any.
+func BenchmarkQuery(b *testing.B) {
+	c := photoCluster(b, 256)
+	pools := make(map[string]*pgxpool.Pool)
+	for _, n := range c.Map().Nodes {
+		cfg, err := pgxpool.ParseConfig(n.DSN)
+		if err != nil {
+			b.Fatal(err)
 		}
-	})
+		cfg.MaxConns = 4
+		if pools[n.Name], err = pgxpool.NewWithConfig(b.Context(), cfg); err != nil {
+			b.Fatal(err)
+		}
+		defer pools[n.Name].Close()
+	}
+	shards := c.Shards()
+	poolOf, qualified := make([]*pgxpool.Pool, len(shards)), make([]string, len(shards))
+	for i, s := range shards {
+		poolOf[i] = pools[s.Node()]
+		qualified[i] = "select id, author_id, caption, created_at from " + s.Schema() + ".photo where id = $1"
+	}
+	type photo struct {
+		id, author int64
+		caption    string
+		createdAt  any
+	}
+	ways := []struct {
+		name string
+		one  func(ctx context.Context, i int) error
+	}{
+		{"pgxpool", func(ctx context.Context, i int) error {
+			var p photo
+			return poolOf[i].QueryRow(ctx, qualified[i], rand.IntN(1000)+1).Scan(&p.id, &p.author, &p.caption, &p.createdAt)
+		}},
+		{"shard", func(ctx context.Context, i int) error {
+			var p photo
+			return shards[i].QueryRow(ctx, pointQuery, rand.IntN(1000)+1).Scan(&p.id, &p.author, &p.caption, &p.createdAt)
+		}},
+	}
+	for _, spread := range []int{1, 256} {
+		for _, way := range ways {
+			b.Run(fmt.Sprintf("via=%s/spread=%d", way.name, spread), func(b *testing.B) {
+				ctx := b.Context()
+				// Every connection has met every shard, and PostgreSQL has made
+				// the plans that it keeps.
+				b.SetParallelism(4)
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						if err := way.one(ctx, rand.IntN(spread)); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			})
+		}
+	}
 }

@@ -21,20 +21,24 @@ func HashInt(key int64) uint64 {
 func HashText(key string) uint64 {
 	a, b, c := hashInit(len(key))
 	for len(key) >= 12 {
-		a += word(key[0:4])
-		b += word(key[4:8])
-		c += word(key[8:12])
+		a += word4(key)
+		b += word4(key[4:])
+		c += word4(key[8:])
 		a, b, c = mix(a, b, c)
 		key = key[12:]
 	}
 	// What is left is padded with zeros; the lowest byte of c is kept for the
 	// length, which hashInit has put there.
-	a += word(key[:min(4, len(key))])
-	if len(key) > 4 {
-		b += word(key[4:min(8, len(key))])
-	}
-	if len(key) > 8 {
+	switch {
+	case len(key) >= 8:
+		a += word4(key)
+		b += word4(key[4:])
 		c += word(key[8:]) << 8
+	case len(key) >= 4:
+		a += word4(key)
+		b += word(key[4:])
+	default:
+		a += word(key)
 	}
 	return final(a, b, c)
 }
@@ -45,6 +49,11 @@ func HashText(key string) uint64 {
 func hashInit(n int) (a, b, c uint32) {
 	a = 0x9e3779b9 + uint32(n) + 3923095
 	return a, a, a
+}
+
+// word4 is word for four bytes or more, which the compiler makes one load of.
+func word4(s string) uint32 {
+	return uint32(s[0]) | uint32(s[1])<<8 | uint32(s[2])<<16 | uint32(s[3])<<24
 }
 
 // word reads up to four bytes, little-endian.

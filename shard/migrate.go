@@ -127,8 +127,8 @@ func (r Report) String() string {
 // cannot be read is an error. In the end the versions are recorded in the
 // catalog; that they could not be is an error too, and the next run does it.
 //
-// A shard that has all files costs one round trip, and one that has n of them to
-// get about six and two for each file, and a look at the catalog.
+// A shard that has all files costs one round trip, and one that has some to get
+// eight, two for each file and a look at the catalog.
 func (c *Cluster) Migrate(ctx context.Context, files fs.FS, cfg MigrateConfig) (Report, error) {
 	list, err := readMigrations(files)
 	if err != nil {
@@ -195,7 +195,7 @@ func (s Shard) bringUp(ctx context.Context, list []migration, cfg MigrateConfig,
 		case pg != nil && pg.Code == codeFenced:
 			_ = s.cluster.Refresh(ctx) // will say that it is moving
 		case pg != nil && (pg.Code == "55P03" || pg.Code == "40P01"): // no lock, deadlock
-			err = fmt.Errorf("it did not get a lock in tries of %v: %w", cfg.LockTimeout, err)
+			err = fmt.Errorf("it could not get a lock: %w", err)
 		default:
 			return err
 		}

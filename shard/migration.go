@@ -78,7 +78,7 @@ func (s Shard) lock(ctx context.Context, tx pgx.Tx, patience time.Duration) erro
 	_, err := tx.Exec(ctx, fmt.Sprintf("set local lock_timeout = %d; select pg_advisory_xact_lock(hashtextextended('%s', 0))",
 		max(1, patience.Milliseconds()), s.Schema()), pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
-		return fmt.Errorf("wait for another program that migrates or moves the shard: %w", err)
+		return fmt.Errorf("another program migrates or moves the shard: %w", err)
 	}
 	return nil
 }
