@@ -53,6 +53,9 @@ type PostgresCatalogConfig struct {
 // and Migrated are four. There are at most two connections, and one for each Wait
 // at a time, of which a cluster has one.
 //
+// To follow the map a program needs usage of the schema and select on the tables;
+// to move and migrate shards, all rights to them.
+//
 // A cluster goes on with the map it has while the database is down. What a
 // failover of the database to an asynchronous replica loses is lost for the
 // catalog too: give it a synchronous one.
@@ -124,7 +127,7 @@ func (p *PostgresCatalog) Close() error {
 	return nil
 }
 
-// String and GoString keep fmt from the pools, and so from the DSN.
+// String and GoString keep fmt from the pools, which change meanwhile.
 func (p *PostgresCatalog) String() string   { return "shard.PostgresCatalog in " + p.schema }
 func (p *PostgresCatalog) GoString() string { return p.String() }
 

@@ -618,7 +618,7 @@ func TestNothingPrintsADSN(t *testing.T) {
 		require.Contains(t, m.Nodes[0].DSN, secret)
 		c := open(t, cat, shard.Config{})
 		var printed strings.Builder
-		for _, v := range []any{m, &m, m.Nodes, m.Nodes[0], &m.Nodes[0], self, c.Map()} {
+		for _, v := range []any{m, &m, m.Nodes, m.Nodes[0], &m.Nodes[0], cat, self, c.Map()} {
 			text, err := json.Marshal(v)
 			require.NoError(t, err)
 			fmt.Fprintf(&printed, "%v %+v %#v %s %s\n", v, v, v, v, text)

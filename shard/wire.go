@@ -39,10 +39,12 @@ type link struct {
 	inGroup bool // pgx has begun to send messages that a Sync will end
 	own     map[plan]struct{}
 
-	answers int    // to the link that are still to come
-	in      []byte // read, and not yet passed on
-	kept    int    // bytes of in that pgx will get
-	out     []byte // what the link says
+	known   map[string]bool // statements of the link that the server has
+	parsed  []string        // those that it will have with the next answer
+	answers int             // to the link that are still to come
+	in      []byte          // read, and not yet passed on
+	kept    int             // bytes of in that pgx will get
+	out     []byte          // what the link says
 }
 
 // plan is a statement of a shard.
@@ -51,9 +53,11 @@ type plan struct {
 }
 
 const (
-	pathStatement  = "shardgram_path"
-	resetStatement = "shardgram_reset"
-	linkKey        = "shardgram.link"
+	linkKey = "shardgram.link"
+
+	// keptPaths is how many shards have a statement of their own, on each
+	// connection, that sets the path. It takes half the time of set_config.
+	keptPaths = 256
 
 	localPathSQL = "select pg_catalog.set_config('search_path', $1, true)"
 )
@@ -63,21 +67,12 @@ const (
 func attach(cfg *pgx.ConnConfig, pooled bool) {
 	var l *link // of the last host that was tried
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		l = &link{r: r, w: w, pooled: pooled, own: make(map[plan]struct{})}
+		l = &link{r: r, w: w, pooled: pooled, own: make(map[plan]struct{}), known: make(map[string]bool)}
 		return pgproto3.NewFrontend(l, l)
 	}
-	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+	cfg.AfterConnect = func(_ context.Context, conn *pgconn.PgConn) error {
 		conn.CustomData()[linkKey] = l
-		if pooled {
-			return nil
-		}
-		p := conn.StartPipeline(ctx)
-		p.SendPrepare(pathStatement, "select pg_catalog.set_config('search_path', $1, false)", []uint32{25})
-		p.SendPrepare(resetStatement, "reset all", nil)
-		if err := p.Sync(); err != nil {
-			return err
-		}
-		return p.Close()
+		return nil
 	}
 }
 
@@ -141,27 +136,38 @@ func (l *link) scan(p []byte) {
 
 // prelude writes what sets the path into out.
 func (l *link) prelude() (err error) {
+	l.out = l.out[:0]
 	send := func(m pgproto3.FrontendMessage) {
 		if err == nil {
 			l.out, err = m.Encode(l.out)
 		}
 	}
-	l.out = l.out[:0]
-	path := [][]byte{[]byte(l.want)}
-	if l.pooled {
-		send(&pgproto3.Parse{Query: localPathSQL, ParameterOIDs: []uint32{25}})
-		send(&pgproto3.Bind{Parameters: path})
-	} else {
-		if l.dirty {
-			send(&pgproto3.Bind{PreparedStatement: resetStatement})
-			send(&pgproto3.Execute{})
-			l.answers++
+	say := func(name, sql string, args ...[]byte) {
+		if !l.known[name] {
+			if name != "" {
+				// It may be there, if an error hid the answer when it was parsed.
+				send(&pgproto3.Close{ObjectType: 'S', Name: name})
+				l.parsed = append(l.parsed, name)
+			}
+			send(&pgproto3.Parse{Name: name, Query: sql})
 		}
-		send(&pgproto3.Bind{PreparedStatement: pathStatement, Parameters: path})
-		l.path, l.dirty = l.want, false
+		send(&pgproto3.Bind{PreparedStatement: name, Parameters: args})
+		send(&pgproto3.Execute{})
+		l.answers++
 	}
-	send(&pgproto3.Execute{})
-	l.answers++
+	if l.pooled {
+		say("", localPathSQL, []byte(l.want))
+		return err
+	}
+	if l.dirty {
+		say("shardgram_reset", "reset all")
+	}
+	if own := "shardgram_path " + l.want; l.known[own] || len(l.known) < keptPaths {
+		say(own, "set search_path to "+l.want)
+	} else {
+		say("shardgram_path", "select pg_catalog.set_config('search_path', $1, false)", []byte(l.want))
+	}
+	l.path, l.dirty = l.want, false
 	return err
 }
 
@@ -200,11 +206,17 @@ func (l *link) sift() bool {
 	}
 	switch rest[0] {
 	case 'E': // instead of the answer; the server now skips pgx's statement
-		l.answers = 0
+		l.answers, l.parsed = 0, nil
+		clear(l.known) // perhaps the statements are gone
 	case 'N', 'S', 'A': // what the server says unasked
 		l.kept += n
 	case 'C':
-		l.answers--
+		if l.answers--; l.answers == 0 {
+			for _, name := range l.parsed {
+				l.known[name] = true
+			}
+			l.parsed = l.parsed[:0]
+		}
 		fallthrough
 	default:
 		l.in = slices.Delete(l.in, l.kept, l.kept+n)
