@@ -272,12 +272,14 @@ func (c *Cluster) Shards() []Shard {
 	return all
 }
 
-// Group returns ids by their shards, each group in the order of ids.
+// Group returns ids by their shards, each group in the order of ids. Those of
+// shards that do not exist, which were never made here, are left out.
 func (c *Cluster) Group(ids ...idgen.ID) map[Shard][]idgen.ID {
 	groups := make(map[Shard][]idgen.ID)
 	for _, id := range ids {
-		s := c.ID(id)
-		groups[s] = append(groups[s], id)
+		if s := c.ID(id); s.number < len(c.schemas) {
+			groups[s] = append(groups[s], id)
+		}
 	}
 	return groups
 }

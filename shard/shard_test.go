@@ -19,7 +19,7 @@ import (
 	"github.com/shardgram/shardgram/shard"
 )
 
-func TestMain(m *testing.M) { testserver.Main(m, testserver.NeedPostgres) }
+func TestMain(m *testing.M) { testserver.Main(m, testserver.NeedPostgres, testserver.NeedPgBouncer) }
 
 var notes = fstest.MapFS{"0001_note.sql": {Data: []byte(`
 	create table note (id bigint primary key, body text not null);

@@ -87,8 +87,8 @@ func (s *Store) UserByName(ctx context.Context, name string) (User, error) {
 }
 
 func (s *Store) loadUsers(ctx context.Context, ids []idgen.ID) (map[idgen.ID]User, error) {
-	users, err := gather(ctx, s.shards, ids, pgx.RowToStructByPos[User],
-		"select id, name from account where id = any($1)")
+	users, err := shard.Collect(shard.Gather(ctx, s.shards, byShard(s.shards, ids, pgx.RowToStructByPos[User],
+		"select id, name from account where id = any($1)")))
 	return byID(users, func(u User) idgen.ID { return u.ID }), err
 }
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/shardgram/shardgram/feedcache"
 	"github.com/shardgram/shardgram/idgen"
+	"github.com/shardgram/shardgram/shard"
 )
 
 // Home returns viewer's home feed below before; before 0 is the top. A page is
@@ -104,14 +106,10 @@ func (s *Store) newest(ctx context.Context, owner, before int64, n int) ([]int64
 	if err != nil {
 		return nil, err
 	}
-	ids, err := gather(ctx, s.shards, append(authors, idgen.ID(owner)), pgx.RowTo[int64],
-		"select id from photo where author_id = any($1) and id < $2 order by id desc limit $3", before, n)
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(ids)
-	slices.Reverse(ids)
-	return ids[:min(n, len(ids))], nil
+	q := byShard(s.shards, append(authors, idgen.ID(owner)), pgx.RowTo[int64],
+		"select id from photo where author_id = any($1) and id < $2 order by id desc", before)
+	q.Compare, q.Limit = func(a, b int64) int { return cmp.Compare(b, a) }, n
+	return shard.Collect(shard.Gather(ctx, s.shards, q))
 }
 
 // fanOut pushes a photo to the feeds of its author and of all followers, and

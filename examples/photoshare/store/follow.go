@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -42,26 +43,22 @@ func (s *Store) Profile(ctx context.Context, viewer idgen.ID, name string) (Prof
 // People returns the newest users but the viewer, for a page of whom to
 // follow. It asks every shard.
 func (s *Store) People(ctx context.Context, viewer idgen.ID, n int) ([]Profile, error) {
-	var mu sync.Mutex
-	var people []Profile
-	err := s.shards.Each(ctx, s.shards.Shards(), func(ctx context.Context, sh shard.Shard) error {
-		found, err := collect(ctx, sh, func(row pgx.CollectableRow) (p Profile, err error) {
-			return p, row.Scan(&p.ID, &p.Name, &p.Photos, &p.Followers, &p.Following)
-		}, `select id, name,
+	people, err := shard.Collect(shard.Gather(ctx, s.shards, shard.Scatter[Profile]{
+		SQL: `select id, name,
 				(select count(*) from photo where author_id = account.id),
 				(select count(*) from follower where user_id = account.id),
 				(select count(*) from following where user_id = account.id)
-			from account where id <> $1 order by id desc limit $2`, viewer, n)
-		mu.Lock()
-		defer mu.Unlock()
-		people = append(people, found...)
-		return err
-	})
+			from account where id <> $1 order by id desc`,
+		Args: []any{viewer},
+		Scan: func(row pgx.CollectableRow) (p Profile, err error) {
+			return p, row.Scan(&p.ID, &p.Name, &p.Photos, &p.Followers, &p.Following)
+		},
+		Compare: func(a, b Profile) int { return cmp.Compare(b.ID, a.ID) },
+		Limit:   n,
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("store: people: %w", err)
 	}
-	slices.SortFunc(people, func(a, b Profile) int { return int(min(max(b.ID-a.ID, -1), 1)) })
-	people = people[:min(n, len(people))]
 	marks := make([]*Profile, len(people))
 	for i := range people {
 		marks[i] = &people[i]

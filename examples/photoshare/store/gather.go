@@ -2,9 +2,8 @@ package store
 
 import (
 	"context"
-	"fmt"
+	"maps"
 	"slices"
-	"sync"
 
 	"github.com/jackc/pgx/v5"
 
@@ -12,30 +11,14 @@ import (
 	"github.com/shardgram/shardgram/shard"
 )
 
-// gather runs a query on the shards of ids, each with its own ids as $1 and
-// args behind them, and returns all rows, in no order. IDs of shards that do
-// not exist find nothing.
-func gather[T any](ctx context.Context, c *shard.Cluster, ids []idgen.ID, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
+// byShard returns a query on the shards of ids, each with its own ids as $1 and
+// args behind them. IDs of shards that do not exist find nothing.
+func byShard[T any](c *shard.Cluster, ids []idgen.ID, scan pgx.RowToFunc[T], sql string, args ...any) shard.Scatter[T] {
 	groups := c.Group(ids...)
-	var shards []shard.Shard
-	for sh := range groups {
-		if sh.Number() < len(c.Shards()) {
-			shards = append(shards, sh)
-		}
+	return shard.Scatter[T]{
+		SQL: sql, Scan: scan, Shards: slices.AppendSeq([]shard.Shard{}, maps.Keys(groups)),
+		ShardArgs: func(sh shard.Shard) []any { return append([]any{groups[sh]}, args...) },
 	}
-	var mu sync.Mutex
-	var all []T
-	err := c.Each(ctx, shards, func(ctx context.Context, sh shard.Shard) error {
-		found, err := collect(ctx, sh, scan, sql, slices.Concat([]any{groups[sh]}, args)...)
-		mu.Lock()
-		defer mu.Unlock()
-		all = append(all, found...)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("store: %w", err)
-	}
-	return all, nil
 }
 
 // collect returns the rows of a query on one shard.

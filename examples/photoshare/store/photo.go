@@ -14,6 +14,7 @@ import (
 	"github.com/shardgram/shardgram/examples/photoshare/blob"
 	"github.com/shardgram/shardgram/examples/photoshare/imaging"
 	"github.com/shardgram/shardgram/idgen"
+	"github.com/shardgram/shardgram/shard"
 )
 
 // MaxCaption is the number of characters a caption may have.
@@ -229,8 +230,8 @@ func (s *Store) likedBy(ctx context.Context, viewer idgen.ID, ids []idgen.ID) (m
 	if viewer == 0 {
 		return liked, nil
 	}
-	found, err := gather(ctx, s.shards, ids, pgx.RowTo[idgen.ID],
-		"select photo_id from liked where photo_id = any($1) and user_id = $2", viewer)
+	found, err := shard.Collect(shard.Gather(ctx, s.shards, byShard(s.shards, ids, pgx.RowTo[idgen.ID],
+		"select photo_id from liked where photo_id = any($1) and user_id = $2", viewer)))
 	for _, id := range found {
 		liked[id] = true
 	}
@@ -238,7 +239,7 @@ func (s *Store) likedBy(ctx context.Context, viewer idgen.ID, ids []idgen.ID) (m
 }
 
 func (s *Store) loadPhotos(ctx context.Context, ids []idgen.ID) (map[idgen.ID]Photo, error) {
-	photos, err := gather(ctx, s.shards, ids, pgx.RowToStructByPos[Photo],
-		"select id, author_id, caption, likes from photo where id = any($1)")
+	photos, err := shard.Collect(shard.Gather(ctx, s.shards, byShard(s.shards, ids, pgx.RowToStructByPos[Photo],
+		"select id, author_id, caption, likes from photo where id = any($1)")))
 	return byID(photos, func(p Photo) idgen.ID { return p.ID }), err
 }

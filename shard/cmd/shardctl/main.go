@@ -12,7 +12,6 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 )
 
 // The codes that run returns.
@@ -51,7 +50,7 @@ func (e *catalogError) Error() string { return e.err.Error() }
 func (e *catalogError) Unwrap() error { return e.err }
 
 // run runs a command and returns the code to exit with. When ctx ends, it ends
-// within a second, and what a server does not answer is left behind.
+// within a second, whatever the servers do.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
 		fmt.Fprint(stderr, overview())
@@ -67,8 +66,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, `shardctl: there is no such command; "shardctl help" lists them`)
 		return wrongUse
 	}
-	out, progress := &gate{w: stdout}, &gate{w: stderr}
-	c := &call{stdout: out, progress: newBars(progress, isTerminal(stderr))}
+	c := &call{stdout: stdout, progress: newBars(stderr, isTerminal(stderr))}
 	if err := c.parse(cmd, args[1:]); err != nil {
 		if errors.Is(err, errHelp) {
 			fmt.Fprint(stdout, cmd.help)
@@ -77,21 +75,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return verdict(ctx, cmd, err, stderr)
 	}
 
-	done := make(chan error, 1)
-	go func() { done <- cmd.run(ctx, c) }()
-	var err error
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		select {
-		case err = <-done:
-		case <-time.After(700 * time.Millisecond):
-			err = ctx.Err()
-		}
-	}
-	out.shut()
-	progress.shut()
-	return verdict(ctx, cmd, err, stderr)
+	return verdict(ctx, cmd, cmd.run(ctx, c), stderr)
 }
 
 // verdict says how a command ended.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -412,5 +413,22 @@ func TestFaultsAreToldAndInterruptsObeyed(t *testing.T) {
 		interrupt(args)
 	}
 	require.NoError(t, keeper.Resume())
+
+	// Both hang only when there are connections that are to be closed.
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	paused := make(chan error, 1)
+	stopped := make(chan time.Time, 1)
+	timer := time.AfterFunc(time.Second, func() {
+		paused <- errors.Join(sick.Pause(), keeper.Pause())
+		stopped <- time.Now()
+		cancel()
+	})
+	defer timer.Stop()
+	r = shardctlCtx(ctx, t, "hot", "--for=1h", catalog)
+	require.Less(t, time.Since(<-stopped), time.Second+500*time.Millisecond)
+	require.NoError(t, <-paused)
+	require.Contains(t, r.err, "interrupted")
+	require.NoError(t, errors.Join(sick.Resume(), keeper.Resume()))
 	require.Eventually(t, func() bool { return shardctl(t, all[1]...).code == ok }, 20*time.Second, 10*time.Millisecond)
 }

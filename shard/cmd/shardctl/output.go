@@ -8,33 +8,10 @@ import (
 	"io"
 	"os"
 	"strings"
-	"sync"
 	"text/tabwriter"
 
 	"github.com/shardgram/shardgram/shard"
 )
-
-// A gate passes on what a command writes until the command is given up.
-type gate struct {
-	mu     sync.Mutex
-	w      io.Writer
-	closed bool
-}
-
-func (g *gate) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return 0, os.ErrClosed
-	}
-	return g.w.Write(p)
-}
-
-func (g *gate) shut() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closed = true
-}
 
 // isTerminal reports whether somebody watches.
 func isTerminal(w io.Writer) bool {
