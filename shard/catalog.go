@@ -74,7 +74,7 @@ type Map struct {
 // A Catalog is where the map is kept. Implementations are safe for concurrent
 // use. [Static] keeps it in memory, [PostgresCatalog] in a database.
 type Catalog interface {
-	// Load returns the whole map.
+	// Load returns the whole map, which nobody may change.
 	Load(ctx context.Context) (Map, error)
 
 	// Wait returns when the map may have a later version than the given one; it

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -63,6 +64,7 @@ type PostgresCatalog struct {
 	schema string
 	pool   *pgxpool.Pool
 	hints  *pgxpool.Pool // its connections listen
+	loaded atomic.Pointer[Map]
 
 	run   context.Context // of Wait
 	stop  context.CancelFunc
@@ -149,28 +151,35 @@ func (p *PostgresCatalog) Load(ctx context.Context) (Map, error) {
 
 func (p *PostgresCatalog) load(ctx context.Context) (Map, error) {
 	var m Map
+	known := p.loaded.Load()
+	if known == nil {
+		known = &Map{Version: -1}
+	}
 	var format, shards int
 	var names, dsns, nodes []string
 	var states []State
 	var epochs []int64
 	var schemas []int
-	// One statement has one snapshot.
+	// One statement has one snapshot. It looks at the rows only if the map has
+	// another version than the one that was read last.
 	err := p.pool.QueryRow(ctx, p.sql(`
 		select c.format, c.shards, c.version, c.schema,
 		       n.names, n.dsns, s.nodes, s.states, s.epochs, s.schemas
-		  from shardgram.catalog c,
+		  from shardgram.catalog c, lateral
 		       (select array_agg(name order by added) as names,
-		               array_agg(dsn order by added) as dsns from shardgram.node) n,
+		               array_agg(dsn order by added) as dsns from shardgram.node where c.version <> $1) n, lateral
 		       (select array_agg(node order by number) as nodes,
 		               array_agg(state order by number) as states,
 		               array_agg(epoch order by number) as epochs,
-		               array_agg(schema order by number) as schemas from shardgram.shard) s`)).
+		               array_agg(schema order by number) as schemas from shardgram.shard where c.version <> $1) s`), known.Version).
 		Scan(&format, &shards, &m.Version, &m.Schema, &names, &dsns, &nodes, &states, &epochs, &schemas)
 	switch {
 	case err != nil:
 		return Map{}, err
 	case format > catalogFormat:
 		return Map{}, ErrNewerCatalog
+	case m.Version == known.Version:
+		return *known, nil
 	case len(nodes) != shards:
 		return Map{}, fmt.Errorf("the catalog has rows of %d shards, not of %d", len(nodes), shards)
 	}
@@ -181,6 +190,7 @@ func (p *PostgresCatalog) load(ctx context.Context) (Map, error) {
 	for i := range m.Shards {
 		m.Shards[i] = Placement{Node: nodes[i], State: states[i], Epoch: epochs[i], Schema: schemas[i]}
 	}
+	p.loaded.Store(&m)
 	return m, nil
 }
 
@@ -342,8 +352,11 @@ func (p *PostgresCatalog) inTx(ctx context.Context, fn func(pgx.Tx) error) error
 	if err := fn(tx); err != nil {
 		return err
 	}
+	if err := ctx.Err(); err != nil {
+		return err // the commit is not sent
+	}
 	err = tx.Commit(ctx)
-	if err != nil && conn.Conn().IsClosed() && !pgconn.SafeToRetry(err) {
+	if err != nil && conn.Conn().IsClosed() {
 		return fmt.Errorf("%w: %w", ErrAmbiguous, err)
 	}
 	return err

@@ -159,7 +159,7 @@ func TestInitGoesOnAfterANodeFailed(t *testing.T) {
 	require.NoError(t, sick.Restart(t.Context()))
 	require.NotZero(t, schemas(t, sick.DSN("postgres")))
 	require.Less(t, schemas(t, sick.DSN("postgres")), 16)
-	execute(t, dsn, "delete from shardgram.node where name = 'c'")
+	execute(t, dsn, "delete from shardgram.node where name = 'c'; update shardgram.catalog set version = version + 1")
 	cfg.Progress = nil
 	require.NoError(t, shard.Init(t.Context(), cat, cfg))
 	whole(t, cat, 32)

@@ -234,6 +234,8 @@ func (c *Cluster) String() string { return fmt.Sprintf("shard.Cluster of %d shar
 func (c *Cluster) Close() error {
 	c.close.Do(func() {
 		c.stop()
+		c.loading <- struct{}{} // no map comes in after this
+		<-c.loading
 		c.background.Wait()
 		if v := c.view.Load(); v != nil {
 			for _, n := range v.nodes {

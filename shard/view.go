@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -47,6 +48,9 @@ func (c *Cluster) Refresh(ctx context.Context) error {
 		defer func() { <-c.loading }()
 	case <-ctx.Done():
 		return fmt.Errorf("shard: load the catalog: %w", ctx.Err())
+	}
+	if c.run.Err() != nil {
+		return errors.New("shard: the cluster is closed")
 	}
 	if c.lastLoad.Load().begun.After(asked) { // while this call waited
 		return c.lastLoad.Load().err
