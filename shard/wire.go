@@ -36,8 +36,8 @@ type link struct {
 	path  string // search_path that the session has; "" is not known
 	dirty bool   // SQL may have changed other settings too
 
-	inGroup bool // pgx has begun to send messages that a Sync will end
-	own     map[plan]struct{}
+	inGroup bool            // pgx has begun to send messages that a Sync will end
+	own     map[plan]string // texts of the statements that have a plan each
 
 	known   map[string]bool // statements of the link that the server has
 	parsed  []string        // those that it will have with the next answer
@@ -67,7 +67,7 @@ const (
 func attach(cfg *pgx.ConnConfig, pooled bool) {
 	var l *link // of the last host that was tried
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		l = &link{r: r, w: w, pooled: pooled, own: make(map[plan]struct{}), known: make(map[string]bool)}
+		l = &link{r: r, w: w, pooled: pooled, own: make(map[plan]string), known: make(map[string]bool)}
 		return pgproto3.NewFrontend(l, l)
 	}
 	cfg.AfterConnect = func(_ context.Context, conn *pgconn.PgConn) error {
@@ -87,14 +87,15 @@ func linkOf(conn *pgx.Conn) *link { return conn.PgConn().CustomData()[linkKey].(
 // whenever the path has changed, as with 8,192 shards it nearly always has.
 func (l *link) text(schema, sql string, planCap int) string {
 	p := plan{schema, sql}
-	if _, ok := l.own[p]; !ok {
-		if len(l.own) >= planCap {
-			return sql
-		}
-		l.own[p] = struct{}{}
+	if text, ok := l.own[p]; ok {
+		return text
+	}
+	if len(l.own) >= planCap {
+		return sql
 	}
 	// As a comment at the end it does not move the positions in errors.
-	return sql + planMark(schema)
+	l.own[p] = sql + planMark(schema)
+	return l.own[p]
 }
 
 // planMark makes a statement's text one of its shard.
