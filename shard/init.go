@@ -12,7 +12,7 @@ import (
 )
 
 // ErrMismatch is returned by Init for a catalog that has another number of shards
-// or another Schema than Init was given. Neither can be changed.
+// or another [Config].Schema than Init was given. Neither can be changed.
 var ErrMismatch = errors.New("the catalog was made otherwise")
 
 // InitConfig says what Init makes. Shards and Nodes have to be given.
@@ -25,12 +25,9 @@ type InitConfig struct {
 	// Nodes[i % len(Nodes)].
 	Nodes []Node
 
-	// Schema is the first part of the schemas' names, as in [Config]. Default:
-	// that of Config or of the catalog, or "shard".
-	Schema string
-
-	// Config is how the nodes are reached, what layout the IDs have, and how many
-	// shards of a node are worked on at a time. Default: as with Open.
+	// Config is how the nodes are reached, how the schemas are called, what layout
+	// the IDs have, and how many shards of a node are worked on at a time. Default:
+	// as with Open.
 	Config Config
 
 	// Progress is called after each shard, in one call at a time. Default: none.
@@ -81,21 +78,14 @@ func Init(ctx context.Context, cat *PostgresCatalog, cfg InitConfig) error {
 
 // check returns cfg with its defaults. known is what the catalog has, if any.
 func (cfg InitConfig) check(known Map) (InitConfig, error) {
-	switch {
-	case cfg.Schema == "":
-		cfg.Schema = cfg.Config.Schema
-	case cfg.Config.Schema != "" && cfg.Config.Schema != cfg.Schema:
-		return cfg, fmt.Errorf("shard: InitConfig.Schema is %q, and that of its Config %q", cfg.Schema, cfg.Config.Schema)
+	if cfg.Config.Schema == "" {
+		cfg.Config.Schema = known.Schema
 	}
-	if cfg.Schema == "" {
-		cfg.Schema = known.Schema
-	}
-	cfg.Config.Schema = cfg.Schema
 	checked, err := cfg.Config.withDefaults(Map{})
 	if err != nil {
 		return cfg, err
 	}
-	cfg.Schema = checked.Schema
+	cfg.Config.Schema = checked.Schema
 	most := min(MaxShards, checked.Layout.MaxShard()+1)
 	if n := cfg.Shards; n <= 0 || n&(n-1) != 0 || n > most {
 		return cfg, fmt.Errorf("shard: InitConfig.Shards is %d: want a power of two up to %d", n, most)
@@ -114,8 +104,8 @@ func (cfg InitConfig) compare(shards int, schema string) error {
 	switch {
 	case shards != cfg.Shards:
 		return fmt.Errorf("shard: %w: with %d shards, not %d", ErrMismatch, shards, cfg.Shards)
-	case schema != cfg.Schema:
-		return fmt.Errorf("shard: %w: with schema %q, not %q", ErrMismatch, schema, cfg.Schema)
+	case schema != cfg.Config.Schema:
+		return fmt.Errorf("shard: %w: with schema %q, not %q", ErrMismatch, schema, cfg.Config.Schema)
 	}
 	return nil
 }
@@ -141,7 +131,7 @@ func (cfg InitConfig) ask(ctx context.Context, known Map) (silent map[string]err
 		}
 		for s, p := range known.Shards {
 			if nodes[i].DSN != old.DSN && p.Node == old.Name && p.Schema > 0 {
-				migrated[old.Name] = append(migrated[old.Name], schemaName(cfg.Schema, s))
+				migrated[old.Name] = append(migrated[old.Name], schemaName(cfg.Config.Schema, s))
 			}
 		}
 	}
@@ -220,7 +210,7 @@ func (p *PostgresCatalog) install(ctx context.Context, cfg InitConfig) error {
 				return err
 			}
 			if _, err := tx.Exec(ctx, p.sql("insert into shardgram.catalog (format, shards, schema, version) values ($1, $2, $3, 0)"),
-				catalogFormat, cfg.Shards, cfg.Schema); err != nil {
+				catalogFormat, cfg.Shards, cfg.Config.Schema); err != nil {
 				return err
 			}
 		}

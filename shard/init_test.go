@@ -70,7 +70,7 @@ func TestInitWithNamesAndLayoutOfItsOwn(t *testing.T) {
 	t.Parallel()
 	layout := idgen.Layout{TimeBits: 42, ShardBits: 8, SequenceBits: 14, Epoch: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)}
 	cat := postgresCatalog(t, testserver.Postgres(t))
-	cfg := shard.InitConfig{Shards: 4, Nodes: nodesAB(t), Schema: "ig", Config: shard.Config{Layout: layout}}
+	cfg := shard.InitConfig{Shards: 4, Nodes: nodesAB(t), Config: shard.Config{Schema: "ig", Layout: layout}}
 	require.NoError(t, shard.Init(t.Context(), cat, cfg))
 	c := open(t, cat, shard.Config{Layout: layout})
 	require.Equal(t, "ig_0003", c.Number(3).Schema())
@@ -80,7 +80,7 @@ func TestInitWithNamesAndLayoutOfItsOwn(t *testing.T) {
 	_, err := shard.Open(t.Context(), cat, shard.Config{Schema: "other"})
 	require.Error(t, err)
 
-	cfg.Schema = "" // is that of the catalog
+	cfg.Config.Schema = "" // is that of the catalog
 	require.NoError(t, shard.Init(t.Context(), cat, cfg))
 }
 
@@ -255,7 +255,7 @@ func TestInitRefusesAnotherShape(t *testing.T) {
 	err := shard.Init(t.Context(), cat, shard.InitConfig{Shards: 16, Nodes: nodes})
 	require.ErrorIs(t, err, shard.ErrMismatch)
 	require.ErrorContains(t, err, "with 8 shards, not 16")
-	err = shard.Init(t.Context(), cat, shard.InitConfig{Shards: 8, Schema: "other", Nodes: nodes})
+	err = shard.Init(t.Context(), cat, shard.InitConfig{Shards: 8, Config: shard.Config{Schema: "other"}, Nodes: nodes})
 	require.ErrorIs(t, err, shard.ErrMismatch)
 	require.ErrorContains(t, err, `with schema "shard", not "other"`)
 	require.Equal(t, before, load(t, cat))
@@ -303,9 +303,8 @@ func TestInitRefusesBadInput(t *testing.T) {
 		{"DSNTwice", shard.InitConfig{Shards: 8, Nodes: []shard.Node{a, {Name: "x", DSN: a.DSN}}}},
 		{"NoDSN", shard.InitConfig{Shards: 8, Nodes: []shard.Node{{Name: "x"}}}},
 		{"BadDSN", shard.InitConfig{Shards: 8, Nodes: []shard.Node{{Name: "x", DSN: "postgres://u:" + secret + "@:bad:/"}}}},
-		{"SchemaToQuote", shard.InitConfig{Shards: 8, Nodes: absent, Schema: `x"; drop`}},
-		{"SchemaOfPostgreSQL", shard.InitConfig{Shards: 8, Nodes: absent, Schema: "pg_x"}},
-		{"TwoSchemas", shard.InitConfig{Shards: 8, Nodes: absent, Schema: "x", Config: shard.Config{Schema: "y"}}},
+		{"SchemaToQuote", shard.InitConfig{Shards: 8, Nodes: absent, Config: shard.Config{Schema: `x"; drop`}}},
+		{"SchemaOfPostgreSQL", shard.InitConfig{Shards: 8, Nodes: absent, Config: shard.Config{Schema: "pg_x"}}},
 		{"BadConfig", shard.InitConfig{Shards: 8, Nodes: absent, Config: shard.Config{PerNode: -1}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -56,7 +56,7 @@ func runInit(ctx context.Context, c *call) error {
 	if _, err := cat.Load(ctx); err != nil && !errors.Is(err, shard.ErrNoCatalog) {
 		return &catalogError{err}
 	}
-	err = shard.Init(ctx, cat, shard.InitConfig{Shards: c.shards, Nodes: nodes, Schema: c.schema, Progress: c.progress.tell})
+	err = shard.Init(ctx, cat, shard.InitConfig{Shards: c.shards, Nodes: nodes, Config: shard.Config{Schema: c.schema}, Progress: c.progress.tell})
 	if _, some := errors.AsType[shard.Errors](err); err != nil && !some {
 		return err
 	}
