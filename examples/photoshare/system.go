@@ -33,6 +33,7 @@ type system struct {
 	redis     *localserver.Redis
 	memcached *localserver.Memcached
 
+	catalog *shard.PostgresCatalog
 	cluster *shard.Cluster
 	rdb     *redis.Client
 	blobs   *blob.Dir
@@ -109,10 +110,7 @@ func startSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.cluster, err = shard.Open(ctx, shard.Static(shards,
-		shard.Node{Name: "pg_1", DSN: s.postgres[0].DSN("postgres")},
-		shard.Node{Name: "pg_2", DSN: s.postgres[1].DSN("postgres")}), shard.Config{})
-	if err != nil {
+	if err := s.openShards(ctx); err != nil {
 		return nil, err
 	}
 	// Redis is on this machine: it answers at once or not at all.
@@ -157,6 +155,24 @@ func (s *system) startServers(ctx context.Context) error {
 	return group.Wait()
 }
 
+// openShards keeps the catalog on the first node. The servers may have other
+// ports than the last time, which Init tells the catalog.
+func (s *system) openShards(ctx context.Context) (err error) {
+	s.catalog, err = shard.NewPostgresCatalog(s.postgres[0].DSN("postgres"), shard.PostgresCatalogConfig{})
+	if err != nil {
+		return err
+	}
+	err = shard.Init(ctx, s.catalog, shard.InitConfig{Shards: shards, Nodes: []shard.Node{
+		{Name: "pg_1", DSN: s.postgres[0].DSN("postgres")},
+		{Name: "pg_2", DSN: s.postgres[1].DSN("postgres")},
+	}})
+	if err != nil {
+		return err
+	}
+	s.cluster, err = shard.Open(ctx, s.catalog, shard.Config{})
+	return err
+}
+
 // Close closes the store and stops the servers, and waits for both.
 func (s *system) Close() error {
 	var errs []error
@@ -171,6 +187,9 @@ func (s *system) Close() error {
 	}
 	if s.cluster != nil {
 		errs = append(errs, s.cluster.Close())
+	}
+	if s.catalog != nil {
+		errs = append(errs, s.catalog.Close())
 	}
 	return errors.Join(append(errs, s.host.Close())...)
 }
