@@ -55,8 +55,8 @@ type plan struct {
 const (
 	linkKey = "shardgram.link"
 
-	// keptPaths is how many shards have a statement of their own, on each
-	// connection, that sets the path. It takes half the time of set_config.
+	// keptPaths is how many shards have a prepared statement, on each connection,
+	// that sets the path.
 	keptPaths = 256
 
 	localPathSQL = "select pg_catalog.set_config('search_path', $1, true)"
@@ -163,11 +163,11 @@ func (l *link) prelude() (err error) {
 	if l.dirty {
 		say("shardgram_reset", "reset all")
 	}
-	if own := "shardgram_path " + l.want; l.known[own] || len(l.known) < keptPaths {
-		say(own, "set search_path to "+l.want)
-	} else {
-		say("shardgram_path", "select pg_catalog.set_config('search_path', $1, false)", []byte(l.want))
+	name := "shardgram_path " + l.want
+	if !l.known[name] && len(l.known) >= keptPaths {
+		name = "" // parsed each time
 	}
+	say(name, "set search_path to "+l.want)
 	l.path, l.dirty = l.want, false
 	return err
 }
