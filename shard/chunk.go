@@ -199,8 +199,8 @@ func (g *gather) again(ctx context.Context, i int, p place, err error) error {
 	switch s := g.shards[i]; pg.Code {
 	case "0A000", "26000", "08P01": // the plan is out of date, or gone
 		return nil
-	case "42P01", "3F000", "42883": // no such table, schema, function
-		if !s.missing(ctx, p) {
+	default:
+		if !s.missing(ctx, p, pg) {
 			return err
 		}
 		_ = g.cluster.Refresh(ctx)
@@ -209,5 +209,4 @@ func (g *gather) again(ctx context.Context, i int, p place, err error) error {
 		}
 		return nil
 	}
-	return err
 }

@@ -35,9 +35,13 @@ var (
 	ErrBusy = errors.New("the connections are all in use")
 
 	// ErrAmbiguous is returned when the connection was lost, or the context
-	// ended, during a Commit, or an Exec, CopyFrom or batch outside a transaction: it
-	// may have taken effect or not. Look before you do it again.
+	// ended, during a Commit, or a statement outside a transaction on a shard that
+	// is not of [Shard.Read]: it may have taken effect or not, if it was one that
+	// writes. Look before you do it again.
 	ErrAmbiguous = errors.New("it is not known whether this took effect")
+
+	// ErrClosed is returned by calls after Close of the cluster.
+	ErrClosed = errors.New("the cluster is closed")
 
 	// ErrReadOnly is returned by the methods that write of a shard of
 	// [Shard.Read].
@@ -72,7 +76,7 @@ func (e *Error) SafeToRetry() bool {
 	}
 	if pg, ok := errors.AsType[*pgconn.PgError](e.Err); ok {
 		switch pg.Code {
-		case codeFenced, codeReadOnly,
+		case codeFenced,
 			"40001", "40P01", // serialization failure, deadlock
 			"55P03",          // lock not available
 			"53300", "57P03": // too many connections, starting up

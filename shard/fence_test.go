@@ -261,13 +261,17 @@ func TestAShardWithoutASchemaSaysSo(t *testing.T) {
 	require.NoError(t, err)
 	for name, write := range writers {
 		err := write(t.Context(), s, 1)
-		if name == "InTx" {
-			require.ErrorContains(t, err, "42P01")
-			continue
-		}
 		require.ErrorIs(t, err, shard.ErrNoSchema, name)
 		require.ErrorContains(t, err, "shard 1 on node b: ", name)
 	}
+	b := &pgx.Batch{}
+	b.Queue("insert into note values ($1, 'x')", 1)
+	require.ErrorIs(t, s.SendBatch(t.Context(), b).Close(), shard.ErrNoSchema)
+	_, err = s.CopyFrom(t.Context(), pgx.Identifier{"note"}, []string{"id", "body"}, pgx.CopyFromRows([][]any{{1, "x"}}))
+	require.ErrorIs(t, err, shard.ErrNoSchema)
+	// Nothing is made elsewhere instead.
+	_, err = s.Exec(t.Context(), "create table stray (n int)")
+	require.ErrorIs(t, err, shard.ErrNoSchema)
 	// A table that is not there is another matter.
 	_, err = c.Number(0).Exec(t.Context(), "select * from nothing")
 	require.NotErrorIs(t, err, shard.ErrNoSchema)

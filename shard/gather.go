@@ -19,7 +19,8 @@ type Scatter[T any] struct {
 	Args []any
 
 	// ShardArgs returns the arguments of each shard in place of Args, as the
-	// shard's part of [Cluster.Group]. It is called from several goroutines.
+	// shard's part of [Cluster.Group]; a shard of [Shard.Read] comes without its
+	// policy. It is called from several goroutines.
 	ShardArgs func(Shard) []any
 
 	// Shards are where to look, which may be shards of [Shard.Read]. Default,
@@ -32,11 +33,12 @@ type Scatter[T any] struct {
 
 	// Compare says in which order the rows of all shards come. Each shard's own
 	// rows must come in that order, so SQL has an "order by" that agrees with
-	// it. Default: rows come as they arrive.
+	// it. It is called from several goroutines. Default: rows come as they arrive.
 	Compare func(a, b T) int
 
 	// Limit is how many rows Gather ends after. It puts a limit clause behind
-	// SQL, which then must have none of its own. Default: no limit.
+	// SQL, which then must have none of its own, nor a semicolon at its end.
+	// Default: no limit.
 	Limit int
 
 	// Partial goes on without the shards that fail. The rows of the others are

@@ -81,6 +81,7 @@ type member struct {
 
 	asking sync.Mutex // held while conn is in use
 	conn   *pgx.Conn  // for questions, as the pool may have none to spare
+	closed bool
 }
 
 // status is what a host has said last.
@@ -113,6 +114,9 @@ const statusSQL = `select pg_catalog.pg_is_in_recovery(),
 func (m *member) ask(ctx context.Context) (st status) {
 	m.asking.Lock()
 	defer m.asking.Unlock()
+	if m.closed {
+		return status{err: ErrClosed}
+	}
 	if m.conn == nil || m.conn.IsClosed() {
 		cfg := m.cfg.Copy()
 		if err := m.before(ctx, cfg); err != nil {
@@ -141,6 +145,7 @@ func (m *member) ask(ctx context.Context) (st status) {
 func (m *member) close() {
 	m.asking.Lock()
 	m.hangUp()
+	m.closed = true
 	m.asking.Unlock()
 	if m.pool != nil {
 		m.pool.Close()

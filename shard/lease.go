@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -30,6 +32,9 @@ func (s Shard) lease(ctx context.Context, p place) (*lease, error) {
 		return nil, ErrNoShard
 	}
 	c := s.cluster
+	if c.run.Err() != nil {
+		return nil, ErrClosed
+	}
 	pool, member := p.node.pool, p.node.reader(s.read)
 	if member != nil {
 		pool = member.pool
@@ -80,8 +85,24 @@ func (l *lease) forget() {
 	}
 }
 
-// text returns what to send for a statement with arguments.
-func (l *lease) text(sql string, args []any) string {
+// rewrite does what pgx does at first with a statement such as one with
+// pgx.NamedArgs.
+func (l *lease) rewrite(sql string, args []any) (string, []any, error) {
+	for n, arg := range args {
+		switch arg := arg.(type) {
+		case pgx.QueryExecMode:
+			continue
+		case pgx.QueryRewriter:
+			sql, rest, err := arg.RewriteQuery(l.ctx, l.conn.Conn(), sql, args[n+1:])
+			return sql, slices.Concat(args[:n], rest), err
+		}
+		break
+	}
+	return sql, args, nil
+}
+
+// text returns what to send for a statement.
+func (l *lease) text(sql string) string {
 	if l.place.node.plans == 0 {
 		return sql
 	}

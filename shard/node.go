@@ -42,8 +42,8 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 	if c.cfg.Pooler && !strings.Contains(n.DSN, "default_query_exec_mode") {
 		conn.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	}
-	if c.cfg.Pooler && conn.DefaultQueryExecMode == pgx.QueryExecModeSimpleProtocol {
-		return nil, errors.New("Config.Pooler wants another default_query_exec_mode than simple_protocol")
+	if c.cfg.Pooler && notPooled(conn.DefaultQueryExecMode) {
+		return nil, errPooled
 	}
 	if !strings.Contains(n.DSN, "connect_timeout") {
 		// pgx waits for two minutes; a host that hangs must not keep a call
@@ -55,11 +55,18 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 	}
 	conn.Tracer = tracing(c.cfg.Tracer)
 	cfg.BeforeConnect = func(ctx context.Context, conn *pgx.ConnConfig) error {
-		attach(conn, c.cfg.Pooler)
 		if c.cfg.BeforeConnect != nil {
-			return c.cfg.BeforeConnect(ctx, n.Name, conn)
+			if err := c.cfg.BeforeConnect(ctx, n.Name, conn); err != nil {
+				return err
+			}
 		}
+		attach(conn, c.cfg.Pooler)
 		return nil
+	}
+	if c.cfg.AfterConnect != nil {
+		cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			return c.cfg.AfterConnect(ctx, n.Name, conn)
+		}
 	}
 	made := &node{Node: n, mode: conn.DefaultQueryExecMode}
 	if conn.DefaultQueryExecMode == pgx.QueryExecModeCacheStatement {
@@ -81,20 +88,28 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 	return made, nil
 }
 
-// simple reports whether a statement goes by the simple protocol, in which the
-// link cannot put the path in front of it.
-func (n *node) simple(args []any) bool {
-	for _, arg := range args {
-		switch arg := arg.(type) {
-		case pgx.QueryExecMode:
-			return arg == pgx.QueryExecModeSimpleProtocol
-		case pgx.QueryRewriter:
-		default:
-			return n.mode == pgx.QueryExecModeSimpleProtocol
+// modeOf returns the mode in which a statement goes, and how many arguments it
+// has.
+func (n *node) modeOf(args []any) (pgx.QueryExecMode, int) {
+	mode := n.mode
+	for len(args) > 0 {
+		m, ok := args[0].(pgx.QueryExecMode)
+		if !ok {
+			break
 		}
+		mode, args = m, args[1:]
 	}
-	return n.mode == pgx.QueryExecModeSimpleProtocol
+	return mode, len(args)
 }
+
+// notPooled reports whether a mode cannot be used behind a pooler in transaction
+// mode: by the simple protocol the path cannot go in front of a statement, and
+// with describe_exec a statement is parsed in one transaction and run in another.
+func notPooled(mode pgx.QueryExecMode) bool {
+	return mode == pgx.QueryExecModeSimpleProtocol || mode == pgx.QueryExecModeDescribeExec
+}
+
+var errPooled = errors.New("Config.Pooler excludes the modes simple_protocol and describe_exec of pgx")
 
 // failsOver reports whether another host can take the place of the primary.
 func (n *node) failsOver() bool { return len(n.members) > 1 }

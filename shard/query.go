@@ -2,7 +2,6 @@ package shard
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -64,28 +63,38 @@ func (s Shard) Exec(ctx context.Context, sql string, args ...any) (tag pgconn.Co
 }
 
 func (s Shard) exec(ctx context.Context, p place, sql string, args []any) (tag pgconn.CommandTag, err error) {
-	simple := p.node.simple(args) || argless(args)
-	if simple && s.cluster.cfg.Pooler {
+	l, err := s.lease(ctx, p)
+	if err != nil {
+		return tag, err
+	}
+	if sql, args, err = l.rewrite(sql, args); err != nil {
+		l.release(nil)
+		return tag, err
+	}
+	// Without arguments pgx goes by the simple protocol, whatever the mode.
+	mode, n := p.node.modeOf(args)
+	simple := n == 0 || mode == pgx.QueryExecModeSimpleProtocol
+	if s.cluster.cfg.Pooler && (simple || notPooled(mode)) {
+		l.release(nil)
+		if notPooled(mode) {
+			return tag, errPooled
+		}
 		err = s.inTx(ctx, p, pgx.TxOptions{}, func(tx pgx.Tx) error {
 			tag, err = tx.Exec(ctx, sql, args...)
 			return err
 		})
 		return tag, err
 	}
-	l, err := s.lease(ctx, p)
-	if err != nil {
-		return tag, err
-	}
 	defer func() { l.release(err) }()
 	if !simple {
-		tag, err = l.conn.Exec(l.ctx, l.text(sql, args), args...)
+		tag, err = l.conn.Exec(ctx, l.text(sql), args...)
 		l.look(tag)
 		return tag, l.ambiguous(err)
 	}
 	if err = l.setPath(); err != nil {
 		return tag, err
 	}
-	tag, err = l.conn.Exec(l.ctx, sql, args...)
+	tag, err = l.conn.Exec(ctx, sql, args...)
 	l.forget() // there may be a "set" among the statements
 	return tag, l.ambiguous(err)
 }
@@ -118,7 +127,7 @@ func (s Shard) query(ctx context.Context, sql string, args []any) *rows {
 // The results hold a connection until they are closed. Statements that a fence
 // refuses are not run again.
 func (s Shard) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	r := &batch{shard: s, place: s.place()}
+	r := &batch{ctx: ctx, shard: s, place: s.place()}
 	l, err := (*lease)(nil), error(ErrReadOnly)
 	if s.read == nil {
 		l, err = s.lease(ctx, r.place)
@@ -129,7 +138,7 @@ func (s Shard) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	}
 	r.lease = l
 	if r.place.node.mode != pgx.QueryExecModeSimpleProtocol && r.place.node.mode != pgx.QueryExecModeExec {
-		r.BatchResults = l.conn.SendBatch(l.ctx, b)
+		r.BatchResults = l.conn.SendBatch(ctx, b)
 		return r
 	}
 	// In these modes pgx sends a batch past the link, so it has the path in it.
@@ -137,7 +146,7 @@ func (s Shard) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	withPath.QueuedQueries = slices.Concat(
 		[]*pgx.QueuedQuery{{SQL: localPathSQL, Arguments: []any{l.link.want}}}, b.QueuedQueries)
 	l.link.want = ""
-	r.BatchResults = l.conn.SendBatch(l.ctx, &withPath)
+	r.BatchResults = l.conn.SendBatch(ctx, &withPath)
 	_, _ = r.BatchResults.Exec() // Close has its error
 	return r
 }
@@ -147,7 +156,7 @@ func (s Shard) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 func (s Shard) CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (n int64, err error) {
 	p := s.place()
 	n, err = s.copyFrom(ctx, p, table, columns, source)
-	return n, s.wrap(p, err)
+	return n, s.wrap(p, s.explain(ctx, p, err))
 }
 
 func (s Shard) copyFrom(ctx context.Context, p place, table pgx.Identifier, columns []string, source pgx.CopyFromSource) (n int64, err error) {
@@ -169,19 +178,8 @@ func (s Shard) copyFrom(ctx context.Context, p place, table pgx.Identifier, colu
 	if err = l.setPath(); err != nil {
 		return 0, err
 	}
-	n, err = l.conn.CopyFrom(l.ctx, table, columns, source)
+	n, err = l.conn.CopyFrom(ctx, table, columns, source)
 	return n, l.ambiguous(err)
-}
-
-// argless reports whether Exec of pgx may find that a statement has no arguments,
-// and then go by the simple protocol.
-func argless(args []any) bool {
-	if len(args) == 0 {
-		return true
-	}
-	_, mode := args[0].(pgx.QueryExecMode)
-	_, rewriter := args[0].(pgx.QueryRewriter)
-	return mode || rewriter
 }
 
 // rows gives its connection back when it is done. It has gone to the first row
@@ -197,42 +195,60 @@ type rows struct {
 }
 
 func (r *rows) open(ctx context.Context, p place, sql string, args []any) error {
-	if p.node.simple(args) && r.shard.cluster.cfg.Pooler {
-		return errors.New("behind a pooler, a query cannot go by the simple protocol")
-	}
 	l, err := r.shard.lease(ctx, p)
 	if err != nil {
 		return err
 	}
-	if p.node.simple(args) {
+	mode, _ := p.node.modeOf(args)
+	switch {
+	case r.shard.cluster.cfg.Pooler && notPooled(mode):
+		l.release(nil)
+		return errPooled
+	case mode == pgx.QueryExecModeSimpleProtocol:
 		if err := l.setPath(); err != nil {
 			l.release(err)
 			return err
 		}
 	}
 	r.place, r.lease, r.started = p, l, false
-	r.Rows, err = l.conn.Query(l.ctx, l.text(sql, args), args...)
+	r.Rows, err = l.conn.Query(ctx, l.text(sql), args...)
 	if err == nil {
 		r.first = r.Rows.Next()
 		err = r.Rows.Err()
 	}
 	if err != nil {
-		if l.replicaFailed(err) {
-			err = &unsentError{err: err, again: true} // it was a read
-		}
+		err = r.lost(err)
 		l.release(err)
 		r.lease = nil
 	}
 	return err
 }
 
-func (r *rows) Close() {
-	r.Rows.Close()
-	if r.lease != nil {
-		r.lease.look(r.CommandTag())
-		r.lease.release(r.Rows.Err())
-		r.lease = nil
+// lost says what an error means that may have cost the connection.
+func (r *rows) lost(err error) error {
+	switch {
+	case r.lease.replicaFailed(err):
+		return &unsentError{err: err, again: true} // it was a read
+	case r.shard.read == nil:
+		return r.lease.ambiguous(err)
 	}
+	return err
+}
+
+func (r *rows) Close() {
+	r.started, r.first = true, false
+	r.Rows.Close()
+	if r.lease == nil {
+		return
+	}
+	err := r.Rows.Err()
+	if err != nil {
+		err = r.lost(err)
+		r.err = r.shard.wrap(r.place, err)
+	}
+	r.lease.look(r.CommandTag())
+	r.lease.release(err)
+	r.lease = nil
 }
 
 func (r *rows) Next() bool {
@@ -247,8 +263,27 @@ func (r *rows) Next() bool {
 	return more
 }
 
+func (r *rows) Scan(dest ...any) error {
+	err := r.Rows.Scan(dest...)
+	if err != nil {
+		r.Close()
+	}
+	return err
+}
+
+func (r *rows) Values() ([]any, error) {
+	values, err := r.Rows.Values()
+	if err != nil {
+		r.Close()
+	}
+	return values, err
+}
+
 func (r *rows) Err() error {
-	return r.shard.wrap(r.place, r.Rows.Err())
+	if r.err == nil && r.lease != nil {
+		return r.shard.wrap(r.place, r.Rows.Err())
+	}
+	return r.err
 }
 
 type row rows
@@ -275,18 +310,50 @@ func (r *row) Scan(dest ...any) error {
 // batch gives its connection back when it is closed.
 type batch struct {
 	pgx.BatchResults
+	ctx   context.Context // of SendBatch
 	shard Shard
 	place place
 	lease *lease
 }
 
+func (b *batch) Exec() (pgconn.CommandTag, error) {
+	tag, err := b.BatchResults.Exec()
+	return tag, b.wrap(err)
+}
+
+func (b *batch) Query() (pgx.Rows, error) {
+	rows, err := b.BatchResults.Query()
+	return rows, b.wrap(err)
+}
+
+func (b *batch) QueryRow() pgx.Row { return batchRow{b.BatchResults.QueryRow(), b} }
+
+type batchRow struct {
+	pgx.Row
+	batch *batch
+}
+
+func (r batchRow) Scan(dest ...any) error {
+	err := r.Row.Scan(dest...)
+	if err == pgx.ErrNoRows {
+		return err
+	}
+	return r.batch.wrap(err)
+}
+
 func (b *batch) Close() error {
-	err := b.BatchResults.Close()
+	err := b.wrap(b.BatchResults.Close())
 	if b.lease != nil {
-		err = b.lease.ambiguous(err)
 		b.lease.forget()
 		b.lease.release(err)
 		b.lease = nil
+	}
+	return err
+}
+
+func (b *batch) wrap(err error) error {
+	if err != nil && b.lease != nil {
+		err = b.shard.explain(b.ctx, b.place, b.lease.ambiguous(err))
 	}
 	return b.shard.wrap(b.place, err)
 }

@@ -107,6 +107,9 @@ func TestReadsGoWhereThePolicySays(t *testing.T) {
 
 	// The replica stands still: it is read without a token, and misses the row;
 	// with the token the primary is.
+	migrated, err := s.Token(ctx)
+	require.NoError(t, err)
+	eventually(t, "the replica has the table", fromReplica(shard.ReadPolicy{After: migrated}))
 	admin(t, p.replica, "select pg_wal_replay_pause()")
 	token, err := s.InTxToken(ctx, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, "insert into note values (7, 'x')")

@@ -42,14 +42,10 @@ func (s Shard) retry(ctx context.Context, once func(place) error) (place, error)
 			stale++
 			p.node.pool.Reset()
 			if s.await(ctx, p, &wait) != nil {
-				return p, err
+				return p, &unsentError{err: err}
 			}
 
-		case pg != nil && (pg.Code == "42P01" || pg.Code == "3F000" || pg.Code == "42883"):
-			// No such table, schema, function.
-			if !s.missing(ctx, p) {
-				return p, err
-			}
+		case s.missing(ctx, p, pg):
 			_ = s.cluster.Refresh(ctx)
 			if s.place() == p {
 				return p, fmt.Errorf("%w: %w", ErrNoSchema, err)
@@ -87,9 +83,17 @@ func (s Shard) await(ctx context.Context, p place, wait *time.Duration) error {
 	}
 }
 
-// missing reports whether it is certain that the shard has no schema where the
-// map says.
-func (s Shard) missing(ctx context.Context, p place) bool {
+// missing reports whether an error comes from the shard not having its schema
+// where the map says.
+func (s Shard) missing(ctx context.Context, p place, pg *pgconn.PgError) bool {
+	if pg == nil {
+		return false
+	}
+	switch pg.Code {
+	case "42P01", "3F000", "42883", "42704", "42501": // no such table, schema, function, type; no right to create in pg_catalog
+	default:
+		return false
+	}
 	var missing bool
 	err := p.node.pool.QueryRow(ctx, "select pg_catalog.to_regnamespace($1) is null", s.cluster.schemas[s.number]).Scan(&missing)
 	return err == nil && missing
@@ -109,4 +113,12 @@ func (e *unsentError) Unwrap() error { return e.err }
 func unsent(err error) bool {
 	e, ok := errors.AsType[*unsentError](err)
 	return ok && e.again
+}
+
+// explain says of what is not run again if the shard's schema is missing.
+func (s Shard) explain(ctx context.Context, p place, err error) error {
+	if pg, _ := errors.AsType[*pgconn.PgError](err); s.missing(ctx, p, pg) {
+		return fmt.Errorf("%w: %w", ErrNoSchema, err)
+	}
+	return err
 }

@@ -32,8 +32,8 @@
 // Exec, in a batch or in a transaction; exceptions are below.
 //
 // A write that meets the fence of a shard that moves (SQLSTATE SH001) changes
-// nothing, and is run again where the shard lives then. What was lost on the way
-// to a commit is [ErrAmbiguous] and is not run again. With synchronous replication
+// nothing, and is run again where the shard lives then. What was lost together
+// with its connection is [ErrAmbiguous] and is not run again. With synchronous replication
 // no write that was acknowledged is lost when a replica takes the place of its
 // primary.
 //
@@ -41,9 +41,10 @@
 //
 // There is no transaction and no snapshot over several shards; uniqueness holds
 // within a shard. Reads by stale maps, up to [Config].Poll old, are not stopped.
-// set_config by hand with a value that outlives the transaction, temporary tables,
-// session advisory locks, set role and LISTEN stay on their connection, whose next user
-// may be any shard; use InTx and what ends with it. While shards differ in their
+// set_config by hand, or a set within a function, with a value that outlives the
+// transaction, temporary tables, session advisory locks, set role and LISTEN stay on
+// their connection, whose next user may be any shard; use InTx and what ends with it.
+// A function in a shard's schema hides one of PostgreSQL's with the same arguments. While shards differ in their
 // version, as in the middle of a Migrate, select * may fail when a connection comes
 // from one to the other: list the columns.
 //
@@ -52,8 +53,9 @@
 // Routing is one hash and one array index, 20 ns (BenchmarkRoute). A statement is
 // one round trip, also when its connection last served another shard; it is one more
 // each when the connection meets its text for the first time (pgx prepares it), when
-// the connection was idle for a second (the pool pings it), and when an Exec without
-// arguments comes to another shard. A transaction adds two, begin and commit.
+// the connection was idle for a second (the pool pings it), and for an Exec without
+// arguments, which may be several statements, and a CopyFrom. A transaction adds two,
+// begin and commit.
 //
 // The first 256 pairs of shard and text that a connection meets keep a plan in
 // PostgreSQL (half of pgx's statement_cache_capacity, about 12 kB each). Beyond them
@@ -132,8 +134,13 @@ type Config struct {
 	Tracer pgx.QueryTracer
 
 	// BeforeConnect may change how a connection to a node is made, as to get a
-	// password that is not in the DSN. Default: none.
+	// password that is not in the DSN. BuildFrontend is not its to change. Default:
+	// none.
 	BeforeConnect func(ctx context.Context, node string, cfg *pgx.ConnConfig) error
+
+	// AfterConnect may prepare a new connection, as by registering types.
+	// Settings would not last: they belong in the DSN. Default: none.
+	AfterConnect func(ctx context.Context, node string, conn *pgx.Conn) error
 }
 
 func (cfg Config) withDefaults(m Map) (Config, error) {

@@ -26,7 +26,7 @@ func (s Shard) InTx(ctx context.Context, fn func(pgx.Tx) error) error {
 			return err
 		})
 	})
-	if own && !errors.Is(err, ErrFenced) {
+	if own && !errors.Is(err, ErrFenced) && !errors.Is(err, ErrNoSchema) {
 		return err
 	}
 	return s.wrap(p, err)
@@ -71,6 +71,9 @@ func (s Shard) BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error) 
 
 func (s Shard) begin(ctx context.Context, p place, opts pgx.TxOptions) (*leasedTx, error) {
 	if s.read != nil {
+		if opts.BeginQuery != "" {
+			return nil, ErrReadOnly // it would not be read only
+		}
 		opts.AccessMode = pgx.ReadOnly
 	}
 	l, err := s.lease(ctx, p)

@@ -2,7 +2,6 @@ package shard
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -50,7 +49,7 @@ func (c *Cluster) Refresh(ctx context.Context) error {
 		return fmt.Errorf("shard: load the catalog: %w", ctx.Err())
 	}
 	if c.run.Err() != nil {
-		return errors.New("shard: the cluster is closed")
+		return fmt.Errorf("shard: load the catalog: %w", ErrClosed)
 	}
 	if c.lastLoad.Load().begun.After(asked) { // while this call waited
 		return c.lastLoad.Load().err

@@ -120,6 +120,7 @@ func (v *visit) prepare(list []int) (calls []call, failed error) {
 	var fresh []int // places in calls
 	for _, i := range list {
 		s := v.shards[i]
+		s.read = nil // so that it is a key of the map that Group has made
 		sql, args := v.sql, v.args(s)
 		if len(args) > 0 {
 			if r, ok := args[0].(pgx.QueryRewriter); ok { // such as pgx.NamedArgs
@@ -183,7 +184,8 @@ func (v *visit) send(calls []call) (sent []call, failed error) {
 			break
 		}
 		if n == 0 {
-			v.pipe.SendQueryParams("select pg_catalog.set_config('transaction_read_only', 'on', true)", nil, nil, nil, nil)
+			// With a begin, as a procedure could end a transaction without.
+			v.pipe.SendQueryParams("begin read only", nil, nil, nil, nil)
 		}
 		v.setPath(c.i)
 		if c.name != "" {
@@ -195,6 +197,7 @@ func (v *visit) send(calls []call) (sent []call, failed error) {
 	if len(calls) == 0 {
 		return nil, failed
 	}
+	v.pipe.SendQueryParams("commit", nil, nil, nil, nil)
 	if err := v.pipe.Sync(); err != nil {
 		return nil, err
 	}
@@ -205,6 +208,9 @@ func (v *visit) send(calls []call) (sent []call, failed error) {
 func (v *visit) receive(calls []call) (done int, err error) {
 	defer func() {
 		closeErr := v.pipe.Close() // reads what is left
+		if v.conn.PgConn().TxStatus() != 'I' && !v.conn.IsClosed() {
+			_, _ = v.conn.Exec(v.lease.ctx, "rollback") // if that fails too, the pool drops the connection
+		}
 		if err != nil || closeErr != nil || len(calls) == 0 {
 			v.lease.forget()
 			return
@@ -212,7 +218,7 @@ func (v *visit) receive(calls []call) (done int, err error) {
 		v.lease.link.path = v.cluster.paths[v.shards[calls[len(calls)-1].i].number]
 	}()
 	if len(calls) > 0 {
-		_, err = v.pipe.GetResults() // of what makes it read only
+		_, err = v.pipe.GetResults() // of the begin
 	}
 	begun := time.Now()
 	for n, c := range calls {
@@ -239,10 +245,10 @@ func (v *visit) receive(calls []call) (done int, err error) {
 // one reads the rows of one shard.
 func (v *visit) one(c call) (err error) {
 	ctx := v.lease.ctx
+	var tag pgconn.CommandTag
 	if tracer := v.cluster.cfg.Tracer; tracer != nil {
 		ctx = context.WithValue(ctx, shardKey{}, v.shards[c.i])
 		ctx = tracer.TraceQueryStart(ctx, v.conn, pgx.TraceQueryStartData{SQL: c.plan.sql, Args: c.args})
-		var tag pgconn.CommandTag
 		defer func() { tracer.TraceQueryEnd(ctx, v.conn, pgx.TraceQueryEndData{CommandTag: tag, Err: err}) }()
 	}
 	result, err := v.pipe.GetResults()
@@ -253,9 +259,11 @@ func (v *visit) one(c call) (err error) {
 	rows := pgx.RowsFromResultReader(v.conn.TypeMap(), reader)
 	err = v.read(ctx, c.i, rows)
 	rows.Close()
-	if _, readErr := reader.Close(); readErr != nil {
+	var readErr error
+	if tag, readErr = reader.Close(); readErr != nil {
 		return readErr // what scanning says then is a consequence
 	}
+	v.lease.look(tag)
 	return err
 }
 

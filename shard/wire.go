@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -62,22 +63,25 @@ const (
 	localPathSQL = "select pg_catalog.set_config('search_path', $1, true)"
 )
 
-// attach makes the connections that cfg is for have a link. It is for hooks that
-// get a config of their own for each connection.
+// attach makes the connection that cfg is for have a link.
 func attach(cfg *pgx.ConnConfig, pooled bool) {
 	var l *link // of the last host that was tried
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		l = &link{r: r, w: w, pooled: pooled, own: make(map[plan]string), known: make(map[string]bool)}
 		return pgproto3.NewFrontend(l, l)
 	}
-	cfg.AfterConnect = func(_ context.Context, conn *pgconn.PgConn) error {
+	after := cfg.AfterConnect
+	cfg.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		conn.CustomData()[linkKey] = l
+		if after != nil {
+			return after(ctx, conn)
+		}
 		return nil
 	}
 }
 
 // errUnpathed stops what must not run, as it would do so in any shard's schema.
-var errUnpathed = errors.New("bug: a simple query without its search_path")
+var errUnpathed = errors.New("bug: a statement without its search_path")
 
 func linkOf(conn *pgx.Conn) *link { return conn.PgConn().CustomData()[linkKey].(*link) }
 
@@ -110,6 +114,9 @@ func (l *link) Write(p []byte) (int, error) {
 		return 0, errUnpathed
 	}
 	begins := !l.inGroup && (p[0] == 'P' || p[0] == 'B')
+	if begins && l.pooled && p[0] == 'B' && unnamed(p) {
+		return 0, errUnpathed // the statement would be the link's own
+	}
 	if l.pooled {
 		l.scan(p)
 	}
@@ -123,6 +130,13 @@ func (l *link) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// unnamed reports whether a Bind is of the unnamed statement, which was parsed
+// some time before.
+func unnamed(bind []byte) bool {
+	_, rest, _ := bytes.Cut(bind[5:], []byte{0}) // the portal's name
+	return len(rest) > 0 && rest[0] == 0
 }
 
 // scan finds out whether a Sync has ended what pgx sends. Each write of pgx
@@ -225,8 +239,10 @@ func (l *link) sift() bool {
 	return true
 }
 
-// searchPath is the search_path for a schema. Temporary tables come last, so that one
-// of another shard does not hide a table.
+// searchPath is the search_path for a schema. pg_catalog comes second: where the
+// schema is missing, "create table" would else make its table in the next one, or
+// a temporary one that all shards see. Temporary tables come last, so that one of
+// another shard does not hide a table.
 func searchPath(schema string, more []string) string {
-	return strings.Join(append(append([]string{schema}, more...), "pg_temp"), ", ")
+	return strings.Join(slices.Concat([]string{schema, "pg_catalog"}, more, []string{"pg_temp"}), ", ")
 }

@@ -192,7 +192,7 @@ func TestNothingLeaksToTheNextShard(t *testing.T) {
 		sql := "select current_setting('search_path'), current_setting('work_mem'), tableoid::regclass::text from note right join (select $1::int) one on true"
 		_ = sql
 		require.NoError(t, two.QueryRow(ctx, "select current_setting('search_path'), current_setting('work_mem'), to_regclass('note')::oid::text where $1", true).Scan(&path, &mem, &at), name)
-		require.Equal(t, two.Schema()+", pg_temp", path, name)
+		require.Equal(t, two.Schema()+", pg_catalog, pg_temp", path, name)
 		require.Equal(t, "4MB", mem, name)
 		var oid string
 		require.NoError(t, two.QueryRow(ctx, "select (current_schema() || '.note')::regclass::oid::text").Scan(&oid), name)
