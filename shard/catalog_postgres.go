@@ -21,7 +21,7 @@ import (
 var (
 	// ErrNoCatalog is returned by the methods of a PostgresCatalog whose tables
 	// are not there.
-	ErrNoCatalog = errors.New("there is no catalog: run Init")
+	ErrNoCatalog = errors.New("there is no catalog yet: make it with Init, or shardctl init")
 
 	// ErrNewerCatalog is returned by the methods of a PostgresCatalog whose
 	// tables this version of the package does not know.

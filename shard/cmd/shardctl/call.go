@@ -31,6 +31,7 @@ type call struct {
 	number      string
 	dryRun      bool
 	lockTimeout time.Duration
+	path        string
 	interval    time.Duration
 	top         int
 }
@@ -147,7 +148,11 @@ func (c *call) withCluster(ctx context.Context, fn func(*shard.Cluster) error) e
 		return &usageError{strings.TrimPrefix(err.Error(), "shard: ")}
 	}
 	defer cat.Close()
-	cluster, err := shard.Open(ctx, cat, shard.Config{})
+	var cfg shard.Config
+	if c.path != "" {
+		cfg.Path = strings.Split(c.path, ",")
+	}
+	cluster, err := shard.Open(ctx, cat, cfg)
 	if err != nil {
 		return &catalogError{err}
 	}

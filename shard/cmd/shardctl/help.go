@@ -112,7 +112,7 @@ Examples
   psql "$DSN_OF_THE_NODE" -c "select count(*) from shard_0061.photo"
 `
 
-const migrateHelp = `shardctl migrate DIR [--dry-run] [--lock-timeout 200ms]
+const migrateHelp = `shardctl migrate DIR [--dry-run] [--lock-timeout D] [--path S,...]
 
 Brings every shard to the last version of the SQL files in DIR, which are named
 0001_users.sql, 0002_likes.sql and so on, without schema names in them. Each
@@ -123,6 +123,11 @@ edited.
   --dry-run           look at every shard, and tell what would be done
   --lock-timeout D    how long a statement waits for a lock, with writers queued
                       behind it; then the shard is tried again (default: 200ms)
+  --path S,...        schemas to look names up in after the shard's, as the one
+                      of the extensions
+
+next_id() gets the default layout of package idgen; where the shards have
+another one, migrate by the program that made them.
 
 Examples
   shardctl migrate ./migrations --dry-run

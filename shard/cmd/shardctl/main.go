@@ -63,7 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cmd := find(args[0])
 	if cmd == nil {
 		// It is not repeated: it may be a DSN that came first by mistake.
-		fmt.Fprintln(stderr, `shardctl: there is no such command; "shardctl help" lists them`)
+		fmt.Fprintln(stderr, `shardctl: there is no such command; "shardctl help" lists them. Flags come after the command`)
 		return wrongUse
 	}
 	c := &call{stdout: stdout, progress: newBars(stderr, isTerminal(stderr))}

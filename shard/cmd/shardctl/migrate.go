@@ -14,6 +14,7 @@ var migrateCommand = command{
 	name: "migrate", short: "bring all shards to the last version of a folder of SQL files", help: migrateHelp, changes: true,
 	flags: func(c *call) {
 		c.flags.BoolVar(&c.dryRun, "dry-run", false, "")
+		c.flags.StringVar(&c.path, "path", "", "")
 		c.flags.DurationVar(&c.lockTimeout, "lock-timeout", 200*time.Millisecond, "")
 	},
 	run: runMigrate,
@@ -32,6 +33,9 @@ func runMigrate(ctx context.Context, c *call) error {
 	}
 	if c.lockTimeout < time.Millisecond {
 		return &usageError{"--lock-timeout is 1ms or more"}
+	}
+	if info, err := os.Stat(c.args[0]); err != nil || !info.IsDir() {
+		return &usageError{"there is no such folder"}
 	}
 	return c.withCluster(ctx, func(cluster *shard.Cluster) error {
 		r, err := cluster.Migrate(ctx, os.DirFS(c.args[0]), shard.MigrateConfig{

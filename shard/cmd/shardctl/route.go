@@ -37,7 +37,7 @@ func runRoute(ctx context.Context, c *call) error {
 			given++
 		}
 	}
-	if given != 1 {
+	if given != 1 || len(c.args) == 1 && c.args[0] == "" {
 		return &usageError{"give one of KEY, --int N, --id ID and --shard N"}
 	}
 	var r route
