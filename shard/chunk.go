@@ -39,8 +39,9 @@ type gather struct {
 	enough atomic.Bool // the caller wants no more rows
 	cancel context.CancelFunc
 
-	mu    sync.Mutex
-	first error // to happen
+	mu       sync.Mutex
+	first    error // to happen
+	panicked any   // what the program's functions panicked with
 }
 
 func (g *gather) all() []int {
@@ -93,6 +94,14 @@ func (g *gather) run(ctx context.Context, list []int) error {
 		close(queue)
 		for range min(g.perNode, len(queue)) {
 			workers.Go(func() {
+				defer func() {
+					if v := recover(); v != nil { // Gather panics with it
+						g.mu.Lock()
+						g.panicked = v
+						g.mu.Unlock()
+						g.cancel()
+					}
+				}()
 				var down error
 				for chunk := range queue {
 					switch {
@@ -107,8 +116,13 @@ func (g *gather) run(ctx context.Context, list []int) error {
 		}
 	}
 	workers.Wait()
+	if g.panicked != nil {
+		return errPanicked
+	}
 	return g.failed()
 }
+
+var errPanicked = errors.New("a function of the Scatter panicked")
 
 // failed is the failure that ends a Gather: the first one or, with partial, all.
 func (g *gather) failed() error {
@@ -151,7 +165,7 @@ func (g *gather) chunk(ctx context.Context, p place, list []int) error {
 			return err
 		}
 		l.stats = new(shardStats) // the visit counts for each shard
-		n, err := g.visit(l, list)
+		n, err := g.visitOrClose(l, list)
 		fault := l.replicaFailed(err) || l.conn.Conn().IsClosed()
 		l.release(err)
 		list = list[n:]
@@ -186,6 +200,20 @@ func (g *gather) chunk(ctx context.Context, p place, list []int) error {
 		}
 	}
 	return nil
+}
+
+// visitOrClose is visit, and leaves no connection in use when that panics.
+func (g *gather) visitOrClose(l *lease, list []int) (done int, err error) {
+	ended := false
+	defer func() {
+		if !ended {
+			_ = l.conn.Conn().Close(l.ctx)
+			l.release(errPanicked)
+		}
+	}()
+	done, err = g.visit(l, list)
+	ended = true
+	return done, err
 }
 
 // again returns nil if a shard that has failed with err is to be tried again,

@@ -34,11 +34,19 @@ func (c *Cluster) each(ctx context.Context, shards []Shard, tell func(Progress),
 	}
 	var workers sync.WaitGroup
 	var telling sync.Mutex
+	var panicked any
 	for n, queue := range queues {
 		var mu sync.Mutex
 		next, at := 0, Progress{Node: n.Name, Total: len(queue)}
 		for range min(c.cfg.PerNode, len(queue)) {
 			workers.Go(func() {
+				defer func() {
+					if v := recover(); v != nil { // Each panics with it
+						telling.Lock()
+						panicked = v
+						telling.Unlock()
+					}
+				}()
 				for {
 					mu.Lock()
 					if next == len(queue) {
@@ -68,5 +76,8 @@ func (c *Cluster) each(ctx context.Context, shards []Shard, tell func(Progress),
 		}
 	}
 	workers.Wait()
+	if panicked != nil {
+		panic(panicked)
+	}
 	return join(errs)
 }

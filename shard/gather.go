@@ -114,6 +114,9 @@ func Gather[T any](ctx context.Context, c *Cluster, q Scatter[T]) iter.Seq2[T, e
 		} else {
 			err = q.merge(ctx, g, yield)
 		}
+		if g.panicked != nil {
+			panic(g.panicked)
+		}
 		if err != nil && !errors.Is(err, errLeft) {
 			yield(none, err)
 		}

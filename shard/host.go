@@ -96,6 +96,8 @@ type status struct {
 	// fresh is a time of which a replica is known to have all that the primary
 	// had then. It comes from the two logs, not from the hosts' clocks.
 	fresh time.Time
+
+	asked time.Time
 }
 
 var errNotAsked = errors.New("not asked yet")
@@ -128,7 +130,7 @@ func (m *member) ask(ctx context.Context) (st status) {
 		}
 		m.conn = conn
 	}
-	begin := time.Now()
+	st.asked = time.Now()
 	var replayed float64
 	st.err = m.conn.QueryRow(ctx, statusSQL).Scan(&st.primary, &st.timeline, &st.lsn, &replayed)
 	if st.err != nil {
@@ -137,7 +139,7 @@ func (m *member) ask(ctx context.Context) (st status) {
 	}
 	st.primary = !st.primary // it was asked whether it is in recovery
 	st.replayed = time.Duration(replayed * float64(time.Second))
-	st.took = time.Since(begin)
+	st.took = time.Since(st.asked)
 	return st
 }
 
@@ -192,14 +194,11 @@ func (n *node) round(ctx context.Context, every time.Duration, samples []sample)
 	defer cancel()
 	list := make([]status, len(n.members))
 	was := slices.IndexFunc(n.members, func(m *member) bool { return m.status.Load().primary })
-	note := func(i int) {
-		if st := list[i]; st.err == nil && st.primary {
-			samples = append(samples, sample{time.Now().Add(-st.took), st.lsn})
-		}
-	}
 	if was >= 0 {
-		list[was] = n.members[was].ask(ctx)
-		note(was)
+		// It must not take the time of the others if it hangs.
+		first, cancel := context.WithTimeout(ctx, max(every, time.Second)/3)
+		list[was] = n.members[was].ask(first)
+		cancel()
 	}
 	var round sync.WaitGroup
 	for i, m := range n.members {
@@ -208,10 +207,15 @@ func (n *node) round(ctx context.Context, every time.Duration, samples []sample)
 		}
 	}
 	round.Wait()
-	for i := range list {
-		if i != was {
-			note(i)
+	for _, st := range list {
+		switch {
+		case st.err != nil || !st.primary || st.timeline < n.timeline:
+			// An old primary that has come back says nothing about the new one.
+			continue
+		case st.timeline > n.timeline:
+			n.timeline, samples = st.timeline, nil
 		}
+		samples = append(samples, sample{st.asked, st.lsn})
 	}
 	for i, m := range n.members {
 		st := list[i]

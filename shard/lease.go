@@ -90,7 +90,7 @@ func (l *lease) forget() {
 func (l *lease) rewrite(sql string, args []any) (string, []any, error) {
 	for n, arg := range args {
 		switch arg := arg.(type) {
-		case pgx.QueryExecMode:
+		case pgx.QueryExecMode, pgx.QueryResultFormats, pgx.QueryResultFormatsByOID:
 			continue
 		case pgx.QueryRewriter:
 			sql, rest, err := arg.RewriteQuery(l.ctx, l.conn.Conn(), sql, args[n+1:])

@@ -31,7 +31,7 @@ func (q *Scatter[T]) merge(ctx context.Context, g *gather, yield func(T, error) 
 	cut := make([]bool, len(rows)) // there may be rows behind those that were read
 	for len(more) > 0 {
 		g.sql = q.limited(limit)
-		if err := g.run(ctx, more); err != nil && !q.Partial {
+		if err := g.run(ctx, more); err != nil && (!q.Partial || err == errPanicked) {
 			return err
 		}
 		for _, i := range more {

@@ -20,6 +20,7 @@ type node struct {
 	plans   int           // statements that a connection gives a plan of their own
 	mode    pgx.QueryExecMode
 
+	timeline uint32             // the highest that a primary had, for watch
 	stop     context.CancelFunc // of watching, which only nodes with several hosts are
 	watching sync.WaitGroup
 }
@@ -54,11 +55,15 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
 	conn.Tracer = tracing(c.cfg.Tracer)
+	mode := conn.DefaultQueryExecMode
 	cfg.BeforeConnect = func(ctx context.Context, conn *pgx.ConnConfig) error {
 		if c.cfg.BeforeConnect != nil {
 			if err := c.cfg.BeforeConnect(ctx, n.Name, conn); err != nil {
 				return err
 			}
+		}
+		if conn.DefaultQueryExecMode != mode {
+			return errors.New("BeforeConnect has changed DefaultQueryExecMode: it belongs in the DSN")
 		}
 		attach(conn, c.cfg.Pooler)
 		return nil
@@ -92,14 +97,16 @@ func (c *Cluster) newNode(n Node) (*node, error) {
 // has.
 func (n *node) modeOf(args []any) (pgx.QueryExecMode, int) {
 	mode := n.mode
-	for len(args) > 0 {
-		m, ok := args[0].(pgx.QueryExecMode)
-		if !ok {
-			break
+	for n, arg := range args {
+		switch arg := arg.(type) {
+		case pgx.QueryExecMode:
+			mode = arg
+		case pgx.QueryResultFormats, pgx.QueryResultFormatsByOID, pgx.QueryRewriter:
+		default:
+			return mode, len(args) - n
 		}
-		mode, args = m, args[1:]
 	}
-	return mode, len(args)
+	return mode, 0
 }
 
 // notPooled reports whether a mode cannot be used behind a pooler in transaction

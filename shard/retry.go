@@ -30,6 +30,9 @@ func (s Shard) retry(ctx context.Context, once func(place) error) (place, error)
 		}
 		pg, _ := errors.AsType[*pgconn.PgError](err)
 		switch {
+		case notSent(err) && ctx.Err() == nil && s.place() != p:
+			// The pool was closed, as the node has another DSN by now.
+
 		case pg != nil && pg.Code == codeFenced:
 			if ctxErr := s.await(ctx, p, &wait); ctxErr != nil {
 				return p, fmt.Errorf("%w: %w: %w", ErrFenced, err, ctxErr)
@@ -68,7 +71,11 @@ func (s Shard) retry(ctx context.Context, once func(place) error) (place, error)
 // await reads the catalog and returns at once if that gives the shard another
 // place, else after a while that grows with each call.
 func (s Shard) await(ctx context.Context, p place, wait *time.Duration) error {
-	_ = s.cluster.Refresh(ctx) // a catalog that is down says no more than the old map
+	// A catalog that is down says no more than the old map, nor must one that
+	// hangs keep the call from its shard.
+	load, cancel := context.WithTimeout(ctx, time.Second)
+	_ = s.cluster.Refresh(load)
+	cancel()
 	if s.place() != p {
 		return ctx.Err()
 	}
@@ -107,6 +114,11 @@ type unsentError struct {
 
 func (e *unsentError) Error() string { return e.err.Error() }
 func (e *unsentError) Unwrap() error { return e.err }
+
+func notSent(err error) bool {
+	_, ok := errors.AsType[*unsentError](err)
+	return ok
+}
 
 // unsent reports whether a connection that was there has failed before it took
 // a statement. A node that cannot be reached is another matter: it fails at once.

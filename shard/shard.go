@@ -67,7 +67,9 @@
 // Open does not dial the nodes: a node that is down fails the calls on its own
 // shards, with an [Error] that names shard and node and whether a retry is safe, and
 // no others. A call ends when its context does. A catalog that is down changes
-// nothing until a shard moves. Behind a pooler in transaction mode set
+// nothing until a shard moves. When a replica was promoted, its old primary must be
+// kept from taking writes, as with any PostgreSQL; the DSN's first host that takes
+// them is the primary. Behind a pooler in transaction mode set
 // [Config].Pooler.
 //
 // The scheme is described in "Sharding & IDs at Instagram", Instagram
@@ -126,6 +128,8 @@ type Config struct {
 	// before the nodes. Statements then take their schema with them each time,
 	// those without arguments and CopyFrom in a transaction of their own, and
 	// statements are not prepared by name unless a DSN has default_query_exec_mode.
+	// What SQL sets outlives it there: use set local. SQL that ends its transaction
+	// goes on without its schema.
 	// Default: false.
 	Pooler bool
 

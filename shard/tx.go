@@ -80,11 +80,12 @@ func (s Shard) begin(ctx context.Context, p place, opts pgx.TxOptions) (*leasedT
 	if err != nil {
 		return nil, err
 	}
-	// The path ends with the transaction; in it the link has nothing to do.
-	path := l.link.want
-	l.link.want = ""
-	opts.BeginQuery = beginSQL(opts) + localPath(path)
+	opts.BeginQuery = beginSQL(opts) + localPath(l.link.want)
+	l.link.begins = true
 	tx, err := l.conn.BeginTx(l.ctx, opts)
+	if !l.conn.Conn().IsClosed() {
+		l.link.begins, l.link.want = false, "" // in the transaction there is nothing to do
+	}
 	if err != nil {
 		l.release(err)
 		return nil, &unsentError{err: err, again: true}

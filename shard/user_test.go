@@ -146,3 +146,50 @@ func TestResultsOfABatchNameTheirShard(t *testing.T) {
 	require.Error(t, results.Close())
 	require.Zero(t, count(t, s))
 }
+
+func TestBeforeConnectCannotChangeTheMode(t *testing.T) {
+	t.Parallel()
+	c := open(t, shard.Static(1, shard.Node{Name: "a", DSN: testserver.Postgres(t)}), shard.Config{
+		BeforeConnect: func(_ context.Context, _ string, cfg *pgx.ConnConfig) error {
+			cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+			return nil
+		},
+	})
+	_, err := c.Number(0).Exec(t.Context(), "select 1")
+	require.ErrorContains(t, err, "DefaultQueryExecMode")
+}
+
+func TestOptionsOfAQueryComeInAnyOrder(t *testing.T) {
+	t.Parallel()
+	c := one(t, shard.Config{})
+	for _, s := range c.Shards() {
+		var path string
+		err := s.QueryRow(t.Context(), "select current_setting('search_path') where @ok", pgx.QueryResultFormats{pgx.TextFormatCode},
+			pgx.QueryExecModeSimpleProtocol, pgx.NamedArgs{"ok": true}).Scan(&path)
+		require.NoError(t, err)
+		require.Contains(t, path, s.Schema())
+	}
+}
+
+func TestAPanicReachesTheCaller(t *testing.T) {
+	t.Parallel()
+	c := one(t, shard.Config{})
+	for name, call := range map[string]func(){
+		"Scan": func() {
+			_, _ = shard.Collect(shard.Gather(t.Context(), c, shard.Scatter[int]{
+				SQL: "select 1", Scan: func(pgx.CollectableRow) (int, error) { panic("mine") },
+			}))
+		},
+		"Compare": func() {
+			_, _ = shard.Collect(shard.Gather(t.Context(), c, shard.Scatter[int]{
+				SQL: "select generate_series(1, 3)", Scan: pgx.RowTo[int], Compare: func(int, int) int { panic("mine") }, Partial: true,
+			}))
+		},
+		"Each": func() {
+			_ = c.Each(t.Context(), c.Shards(), func(context.Context, shard.Shard) error { panic("mine") })
+		},
+	} {
+		require.PanicsWithValue(t, "mine", call, name)
+		require.Zero(t, count(t, c.Number(1)), name) // the one connection is free
+	}
+}

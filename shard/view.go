@@ -54,6 +54,9 @@ func (c *Cluster) Refresh(ctx context.Context) error {
 	if c.lastLoad.Load().begun.After(asked) { // while this call waited
 		return c.lastLoad.Load().err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.run, cancel)() // Close does not wait for a catalog that hangs
 	load := &catalogLoad{begun: time.Now(), read: c.lastLoad.Load().read}
 	m, err := c.cat.Load(ctx)
 	if err != nil {

@@ -37,9 +37,11 @@ type link struct {
 	path  string // search_path that the session has; "" is not known
 	dirty bool   // SQL may have changed other settings too
 
+	begins  bool            // the next query begins a transaction
 	inGroup bool            // pgx has begun to send messages that a Sync will end
 	own     map[plan]string // texts of the statements that have a plan each
 
+	drain   bool            // what the server says until it is ready is to the link
 	known   map[string]bool // statements of the link that the server has
 	parsed  []string        // those that it will have with the next answer
 	answers int             // to the link that are still to come
@@ -110,6 +112,9 @@ func (l *link) Write(p []byte) (int, error) {
 	if l.want == "" || len(p) == 0 {
 		return l.w.Write(p)
 	}
+	if p[0] == 'Q' && l.begins {
+		return l.writeBegin(p)
+	}
 	if p[0] == 'Q' && (l.pooled || l.path != l.want || l.dirty) {
 		return 0, errUnpathed
 	}
@@ -147,6 +152,26 @@ func (l *link) scan(p []byte) {
 		n := 1 + int(binary.BigEndian.Uint32(p[1:5]))
 		p = p[min(n, len(p)):]
 	}
+}
+
+// writeBegin passes on a begin. What sets the path for the session goes in front
+// of it as a query of its own, so that it outlives the transaction: SQL may end that,
+// and go on. Should it fail, the transaction still has the path that the begin sets.
+func (l *link) writeBegin(p []byte) (int, error) {
+	l.begins = false
+	if l.pooled || l.path == l.want && !l.dirty {
+		return l.w.Write(p)
+	}
+	var err error
+	l.out, err = (&pgproto3.Query{String: "reset all; set search_path to " + l.want}).Encode(l.out[:0])
+	if err != nil {
+		return 0, err
+	}
+	l.drain, l.path, l.dirty = true, l.want, false
+	if _, err := l.w.Write(append(l.out, p...)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // prelude writes what sets the path into out.
@@ -188,7 +213,7 @@ func (l *link) prelude() (err error) {
 
 // Read passes on what the server sends, without its answers to the link.
 func (l *link) Read(p []byte) (int, error) {
-	for l.answers > 0 {
+	for l.answers > 0 || l.drain {
 		if l.sift() {
 			continue
 		}
@@ -219,13 +244,19 @@ func (l *link) sift() bool {
 	if len(rest) < n {
 		return false
 	}
-	switch rest[0] {
-	case 'E': // instead of the answer; the server now skips pgx's statement
+	switch kind := rest[0]; {
+	case kind == 'N' || kind == 'S' || kind == 'A': // what the server says unasked
+		l.kept += n
+	case l.drain:
+		if kind == 'E' {
+			l.path, l.dirty = "", true
+		}
+		l.drain = kind != 'Z'
+		l.in = slices.Delete(l.in, l.kept, l.kept+n)
+	case kind == 'E': // instead of the answer; the server now skips pgx's statement
 		l.answers, l.parsed = 0, nil
 		clear(l.known) // perhaps the statements are gone
-	case 'N', 'S', 'A': // what the server says unasked
-		l.kept += n
-	case 'C':
+	case kind == 'C':
 		if l.answers--; l.answers == 0 {
 			for _, name := range l.parsed {
 				l.known[name] = true

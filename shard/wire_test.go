@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -169,7 +168,7 @@ func TestNothingLeaksToTheNextShard(t *testing.T) {
 			return one.SendBatch(ctx, b).Close()
 		},
 		"TempTable": func() error {
-			_, err := one.Exec(ctx, "create temp table note as select 1 as id, 'temporary' as body")
+			_, err := one.Exec(ctx, "create temp table if not exists note as select 1 as id, 'temporary' as body")
 			return err
 		},
 		"Error": func() error {
@@ -188,9 +187,14 @@ func TestNothingLeaksToTheNextShard(t *testing.T) {
 		},
 	} {
 		require.NoError(t, spoil(), name)
+		// A transaction comes first, as it has its own way to set the path.
 		var path, mem, at string
-		sql := "select current_setting('search_path'), current_setting('work_mem'), tableoid::regclass::text from note right join (select $1::int) one on true"
-		_ = sql
+		require.NoError(t, two.InTx(ctx, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, "select current_setting('search_path'), current_setting('work_mem')").Scan(&path, &mem)
+		}), name)
+		require.Equal(t, two.Schema()+", pg_catalog, pg_temp", path, name)
+		require.Equal(t, "4MB", mem, name)
+		require.NoError(t, spoil(), name)
 		require.NoError(t, two.QueryRow(ctx, "select current_setting('search_path'), current_setting('work_mem'), to_regclass('note')::oid::text where $1", true).Scan(&path, &mem, &at), name)
 		require.Equal(t, two.Schema()+", pg_catalog, pg_temp", path, name)
 		require.Equal(t, "4MB", mem, name)
@@ -242,7 +246,7 @@ func TestWhatPostgreSQLRefusesInATransaction(t *testing.T) {
 	}
 }
 
-// TestOfManyNoticesNoneIsLost has the server talk while the link listens for
+// TestNoticesComeThrough has the server talk while the link listens for
 // its own answers.
 func TestNoticesComeThrough(t *testing.T) {
 	t.Parallel()
@@ -275,7 +279,7 @@ func TestNoticesComeThrough(t *testing.T) {
 	require.Equal(t, 4, strings.Count(strings.Join(notices, " "), "hello"))
 }
 
-// TestAPooledCallEndsWithItsContext is for calls that wait for a connection.
+// TestAPoolThatIsFullSaysSo is for calls that wait for a connection.
 func TestAPoolThatIsFullSaysSo(t *testing.T) {
 	t.Parallel()
 	c := open(t, shard.Static(4, shard.Node{Name: "a", DSN: testserver.Postgres(t)}), shard.Config{MaxConns: 1})
@@ -296,4 +300,43 @@ func TestAPoolThatIsFullSaysSo(t *testing.T) {
 	require.NoError(t, err)
 }
 
-var _ = fstest.MapFS{}
+// TestSQLThatEndsItsTransactionStaysInItsShard commits and rolls back by itself.
+func TestSQLThatEndsItsTransactionStaysInItsShard(t *testing.T) {
+	t.Parallel()
+	c := open(t, shard.Static(8, shard.Node{Name: "a", DSN: testserver.Postgres(t)}), shard.Config{MaxConns: 1})
+	migrate(t, c)
+	ctx := t.Context()
+	for round, end := range []string{"commit", "rollback"} {
+		_, err := c.Number(7).Exec(ctx, "insert into note values ($1, 'x')", 100+round)
+		require.NoError(t, err)
+		_ = c.Number(2).InTx(ctx, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, end)
+			require.NoError(t, err)
+			_, err = tx.Exec(ctx, "insert into note values ($1, 'x')", round)
+			require.NoError(t, err)
+			return nil
+		})
+		require.Equal(t, round+1, count(t, c.Number(2)))
+		require.Equal(t, round+1, count(t, c.Number(7)))
+	}
+}
+
+// TestAConnectionKeepsFewStatements looks at what a connection has prepared after
+// it has served more shards than have a plan each.
+func TestAConnectionKeepsFewStatements(t *testing.T) {
+	t.Parallel()
+	const most = 512
+	c := open(t, shard.Static(most, shard.Node{Name: "a", DSN: testserver.Postgres(t)}), shard.Config{MaxConns: 1})
+	for round := range 2 {
+		for _, s := range c.Shards() {
+			var path string
+			require.NoError(t, s.QueryRow(t.Context(), "select current_setting('search_path') where $1", true).Scan(&path))
+			require.Equal(t, s.Schema()+", pg_catalog, pg_temp", path)
+		}
+		var paths, plans int
+		require.NoError(t, c.Number(0).QueryRow(t.Context(), `select count(*) filter (where statement ^@ 'set search_path'),
+			count(*) filter (where statement ^@ 'select') from pg_prepared_statements`).Scan(&paths, &plans))
+		require.Equal(t, 256, paths, round)
+		require.LessOrEqual(t, plans, 256+2, round)
+	}
+}
