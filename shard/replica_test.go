@@ -167,6 +167,28 @@ func TestReadsGoWhereThePolicySays(t *testing.T) {
 		return err == nil && !replica
 	})
 	require.NoError(t, p.replica.Resume())
+	eventually(t, "the replica is read again", fromReplica(shard.ReadPolicy{}))
+
+	// Nor does a primary that hangs keep reads from the replica.
+	require.NoError(t, p.primary.Pause())
+	for range 30 {
+		ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+		replica, err := onReplica(ctx, s.Read(old))
+		cancel()
+		require.NoError(t, err)
+		require.True(t, replica)
+		time.Sleep(50 * time.Millisecond) // over several rounds of probing
+	}
+	// Its replica takes over. The old primary comes back, and its log, which
+	// stands still, must not make a replica look fresh.
+	require.NoError(t, p.replica.Promote(ctx))
+	eventually(t, "writes resume", func() bool {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err := s.Exec(ctx, "insert into note values ($1, 'x') on conflict do nothing", 8)
+		return err == nil
+	})
+	require.NoError(t, p.primary.Resume())
 }
 
 // ledger is what writers were told.
