@@ -4,7 +4,11 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -72,7 +76,9 @@ func photoCluster(b *testing.B, n int) *shard.Cluster {
 
 // BenchmarkQuery compares a point query through this package with the same query
 // on pgxpools, whose SQL has the schema in it. With spread=1 all queries go to
-// one shard, with spread=256 each goes to any.
+// one shard, with spread=256 each goes to any of the 128 on its node. With texts=8
+// there are 1,024 pairs of shard and text for a connection that keeps 512 plans,
+// as a program with many queries has.
 func BenchmarkQuery(b *testing.B) {
 	c := photoCluster(b, 256)
 	pools := make(map[string]*pgxpool.Pool)
@@ -100,33 +106,63 @@ func BenchmarkQuery(b *testing.B) {
 	}
 	ways := []struct {
 		name string
-		one  func(ctx context.Context, i int) error
+		one  func(ctx context.Context, i int, text string) error
 	}{
-		{"pgxpool", func(ctx context.Context, i int) error {
+		{"pgxpool", func(ctx context.Context, i int, text string) error {
 			var p photo
-			return poolOf[i].QueryRow(ctx, qualified[i], rand.IntN(1000)+1).Scan(&p.id, &p.author, &p.caption, &p.createdAt)
+			return poolOf[i].QueryRow(ctx, qualified[i]+text, rand.IntN(1000)+1).Scan(&p.id, &p.author, &p.caption, &p.createdAt)
 		}},
-		{"shard", func(ctx context.Context, i int) error {
+		{"shard", func(ctx context.Context, i int, text string) error {
 			var p photo
-			return shards[i].QueryRow(ctx, pointQuery, rand.IntN(1000)+1).Scan(&p.id, &p.author, &p.caption, &p.createdAt)
+			return shards[i].QueryRow(ctx, pointQuery+text, rand.IntN(1000)+1).Scan(&p.id, &p.author, &p.caption, &p.createdAt)
 		}},
 	}
-	for _, spread := range []int{1, 256} {
-		for _, way := range ways {
-			b.Run(fmt.Sprintf("via=%s/spread=%d", way.name, spread), func(b *testing.B) {
-				ctx := b.Context()
-				// Every connection has met every shard, and PostgreSQL has made
-				// the plans that it keeps.
-				b.SetParallelism(4)
-				b.RunParallel(func(pb *testing.PB) {
-					for pb.Next() {
-						if err := way.one(ctx, rand.IntN(spread)); err != nil {
-							b.Error(err)
-							return
-						}
+	texts := make([]string, 8)
+	for i := range texts {
+		texts[i] = fmt.Sprintf(" and %d = %d", i, i)
+	}
+	// many asks n times, from 8 goroutines.
+	many := func(b *testing.B, one func(ctx context.Context, i int, text string) error, spread, count, n int) {
+		var left atomic.Int64
+		left.Store(int64(n))
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for left.Add(-1) >= 0 {
+					if err := one(b.Context(), rand.IntN(spread), texts[rand.IntN(count)]); err != nil {
+						b.Error(err)
+						return
 					}
-				})
+				}
 			})
 		}
+		wg.Wait()
+	}
+	for _, row := range []struct{ spread, texts int }{{1, 1}, {256, 1}, {256, 8}} {
+		name := fmt.Sprintf("spread=%d/texts=%d", row.spread, row.texts)
+		for _, way := range ways {
+			// Every connection has met every shard, and PostgreSQL has made the
+			// plans that it keeps.
+			many(b, way.one, row.spread, row.texts, 20_000)
+			b.Run("via="+way.name+"/"+name, func(b *testing.B) {
+				many(b, way.one, row.spread, row.texts, b.N)
+			})
+		}
+		// Both by turns, as a machine that others use too is now faster and now
+		// slower: how much of the throughput of pgxpool is there through shard.
+		b.Run("via=both/"+name, func(b *testing.B) {
+			var ratios []float64
+			for b.Loop() {
+				var took [2]time.Duration
+				for i, way := range ways {
+					begin := time.Now()
+					many(b, way.one, row.spread, row.texts, 500)
+					took[i] = time.Since(begin)
+				}
+				ratios = append(ratios, float64(took[0])/float64(took[1]))
+			}
+			slices.Sort(ratios)
+			b.ReportMetric(ratios[len(ratios)/2], "throughput/pgxpool")
+		})
 	}
 }
