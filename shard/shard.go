@@ -59,8 +59,9 @@
 //
 // The first 256 pairs of shard and text that a connection meets keep a plan in
 // PostgreSQL (half of pgx's statement_cache_capacity, about 12 kB each). Beyond them
-// a text has one plan, which is small, and is made anew when the shard changes. The
-// module bench has the figures for 8,192 shards.
+// a text has one plan, which is small, and is made anew when the shard changes. A
+// backend that has served 4,096 shards of 4 tables holds 148 MB, nearly all of it what
+// PostgreSQL remembers of the tables (BenchmarkManyShards in the module bench).
 //
 // # Failure
 //
