@@ -51,7 +51,7 @@ fuzz: ## every fuzz test for FUZZTIME each
 
 bench: ## the packages' benchmarks; BENCH=regexp chooses
 	@sh tools/setup.sh test
-	@$(call each,benchmarks,go test -run='^$$' -bench='$(BENCH)' -benchmem ./...)
+	@$(call each,benchmarks,go test -run='^$$' -bench='$(BENCH)' -benchmem -timeout=30m ./...)
 
 examples: ## build the example programs and run every Example in the docs
 	@$(call each,examples,go build ./... && go test -run='^Example' ./...)

@@ -4,7 +4,7 @@
 //
 //	go run ./cmd/idgen [-rounds 7] [-benchtime 200ms] [-limit 2m] [-json FILE]
 //
-// It runs all benchmarks of the module once per round, so that a busy moment of
+// It runs all benchmarks of identifiers once per round, so that a busy moment of
 // the machine harms one round of all rows and not all rounds of one. A ratio is
 // taken within a round, between rows that ran shortly after one another. The
 // exit status says whether the measurement worked, not whether a bar was passed:
@@ -103,9 +103,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return r.write(stdout)
 }
 
-// measure runs all benchmarks once and hands over what they print, line by line.
+// measure runs the benchmarks of idgen once and hands over what they print, line by line.
 func measure(ctx context.Context, binary, benchtime string, add func(line string) error) error {
-	cmd := exec.CommandContext(ctx, binary, "-test.run=^$", "-test.bench=.", "-test.benchtime="+benchtime, "-test.timeout=5m")
+	cmd := exec.CommandContext(ctx, binary, "-test.run=^$", "-test.bench=^Benchmark(IDGen|NextID)", "-test.benchtime="+benchtime, "-test.timeout=5m")
 	var trouble strings.Builder
 	cmd.Stderr = &trouble
 	out, err := cmd.StdoutPipe()
