@@ -143,12 +143,17 @@ func TestPauseReachesBackends(t *testing.T) {
 
 	// The same backend, and a killed server leaves none behind.
 	require.Equal(t, pid, queryText(t, c, "select pg_backend_pid()::text"))
-	go watch.Exec(context.Background(), "do $$ begin loop end loop; end $$")
+	looped := make(chan struct{})
+	go func() {
+		defer close(looped)
+		_, _ = watch.Exec(context.Background(), "do $$ begin loop end loop; end $$")
+	}()
 	other := connect(t, p)
 	eventually(t, func() bool {
 		return queryText(t, other, "select count(*)::text from pg_stat_activity where query like 'do %'") == "1"
 	}, "the loop runs")
 	require.NoError(t, p.Kill())
+	<-looped
 	require.Empty(t, processesIn(t, h.Dir()))
 }
 
