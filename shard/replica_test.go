@@ -1,11 +1,13 @@
 package shard_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -255,20 +257,23 @@ func (l *ledger) lost(t *testing.T, c *shard.Cluster) (lost int) {
 	return lost
 }
 
-// failOver writes to a node while its primary is killed and its replica takes
-// over, and returns what was lost.
+// failOver writes to 256 shards on two nodes with a replica each, while the primary
+// of one is killed and its replica takes over, and returns what was lost.
 func failOver(t *testing.T, synchronous bool) (lost int) {
-	p := startPair(t, "fail")
-	c := open(t, shard.Static(8, shard.Node{Name: "a", DSN: p.dsn()}), shard.Config{Probe: 50 * time.Millisecond, MaxConns: 8})
+	p, well := startPair(t, "fail"), startPair(t, "well")
+	c := open(t, shard.Static(256, shard.Node{Name: "a", DSN: p.dsn()}, shard.Node{Name: "b", DSN: well.dsn()}),
+		shard.Config{Probe: 50 * time.Millisecond, MaxConns: 8})
 	migrate(t, c)
 	if synchronous {
-		admin(t, p.primary, "alter system set synchronous_standby_names = '*'")
-		admin(t, p.primary, "select pg_reload_conf()")
-		eventually(t, "replication is synchronous", func() bool {
-			var n int
-			err := c.Number(0).QueryRow(t.Context(), "select count(*) from pg_stat_replication where sync_state = 'sync'").Scan(&n)
-			return err == nil && n == 1
-		})
+		for n, primary := range []*localserver.Postgres{p.primary, well.primary} {
+			admin(t, primary, "alter system set synchronous_standby_names = '*'")
+			admin(t, primary, "select pg_reload_conf()")
+			eventually(t, "replication is synchronous", func() bool {
+				var standbys int
+				err := c.Number(n).QueryRow(t.Context(), "select count(*) from pg_stat_replication where sync_state = 'sync'").Scan(&standbys)
+				return err == nil && standbys == 1
+			})
+		}
 	}
 	l := ledger{failed: make(map[int]error)}
 	var last atomic.Int64
@@ -300,6 +305,19 @@ func failOver(t *testing.T, synchronous bool) (lost int) {
 	eventually(t, "writes resume", func() bool { return last.Load() > promoted.UnixNano() })
 	resumed := count()
 	eventually(t, "and go on", func() bool { return count() > resumed+200 })
+	// All shards are there, on the new primary of the one node and the replica of
+	// the other.
+	eventually(t, "every shard is read", func() bool {
+		var reading []shard.Shard
+		for _, s := range c.Shards() {
+			reading = append(reading, s.Read(shard.ReadPolicy{}))
+		}
+		standbys, err := shard.Collect(shard.Gather(t.Context(), c, shard.Scatter[bool]{
+			SQL: "select pg_is_in_recovery() from (select count(*) from note) n", Scan: pgx.RowTo[bool], Shards: reading,
+		}))
+		slices.SortFunc(standbys, func(a, b bool) int { return cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+		return err == nil && len(standbys) == 256 && !standbys[127] && standbys[128]
+	})
 	close(stop)
 	writers.Wait()
 	lost = l.lost(t, c)
