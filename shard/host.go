@@ -219,7 +219,10 @@ func (n *node) round(ctx context.Context, every time.Duration, samples []sample)
 	}
 	for i, m := range n.members {
 		st := list[i]
-		st.fresh = freshAt(samples, st.lsn)
+		if st.timeline >= n.timeline {
+			// The positions of an older timeline are those of another log.
+			st.fresh = freshAt(samples, st.lsn)
+		}
 		if old := m.status.Load(); old.fresh.After(st.fresh) && st.err == nil && !st.primary && st.lsn >= old.lsn {
 			st.fresh = old.fresh // what it had it has
 		}

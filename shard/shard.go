@@ -111,7 +111,8 @@ type Config struct {
 	Layout idgen.Layout
 
 	// MaxConns bounds the connections to the primary of a node, and to each of
-	// its replicas. Default: 16, or pool_max_conns of the node's DSN.
+	// its replicas. One more to each asks how it does, if there are replicas.
+	// Default: 16, or pool_max_conns of the node's DSN.
 	MaxConns int32
 
 	// PerNode bounds the shards of one node on which Each works at a time, and

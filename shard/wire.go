@@ -16,8 +16,8 @@ import (
 
 // A link stands between pgx and the connection to a server and sees to it that
 // every statement runs in the schema of its shard. When pgx sends a statement
-// and the session's search_path is another one, the link puts a set_config in
-// front of it, in the same packet, and keeps the answer to that from pgx. So a
+// and the session's search_path is another one, the link puts a "set" in front of
+// it, in the same packet, and keeps the answer to that from pgx. So a
 // change of shard costs no round trip, and all of pgx works as it always does:
 // prepared statements, batches, COPY, tracers.
 //
@@ -118,14 +118,14 @@ func (l *link) Write(p []byte) (int, error) {
 	if p[0] == 'Q' && (l.pooled || l.path != l.want || l.dirty) {
 		return 0, errUnpathed
 	}
-	begins := !l.inGroup && (p[0] == 'P' || p[0] == 'B')
-	if begins && l.pooled && p[0] == 'B' && unnamed(p) {
+	opens := !l.inGroup && (p[0] == 'P' || p[0] == 'B')
+	if opens && l.pooled && p[0] == 'B' && unnamed(p) {
 		return 0, errUnpathed // the statement would be the link's own
 	}
 	if l.pooled {
 		l.scan(p)
 	}
-	if !begins || !l.pooled && l.path == l.want && !l.dirty {
+	if !opens || !l.pooled && l.path == l.want && !l.dirty {
 		return l.w.Write(p)
 	}
 	if err := l.prelude(); err != nil {
