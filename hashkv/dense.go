@@ -10,165 +10,155 @@ import (
 )
 
 // DenseConfig describes a Dense map. Its zero value holds values of 24 bits.
-// All fields but Keys are part of the stored data and must not change.
+// ValueBits is part of the stored data: a map must be opened with the width
+// that it was made with.
 type DenseConfig struct {
 	// Prefix begins every Redis key of the map, before a colon. It must not
 	// contain braces. Default: "dense".
 	Prefix string
 
-	// Bits is the width of a value, from 2 to 63. The largest value is
-	// 2^Bits - 2. Default: 24.
-	Bits int
-
-	// Slots is the number of values in one Redis string, a multiple of 8 so
-	// that a string is whole bytes, and at most 1048576. Default: 1000. That is
-	// not 1024 because 1024 slots of 24 bits and the string's header just miss
-	// one of the allocator's sizes, and would take 3584 bytes for 3072.
-	Slots int
+	// ValueBits is the width of a value, 1 to 63: they are 0 to 2^ValueBits-1.
+	// A key takes one bit more, which tells 0 from absent. Default: 24.
+	ValueBits int
 
 	// Keys is the number of keys: they are 0 to Keys-1. A key far outside the
-	// dense range costs a whole string, and the bound keeps it out.
-	// Default: no bound.
+	// dense range costs a whole string, and the bound keeps it out. All and
+	// Stats take time in proportion to it. It may change. Default: 2^32.
 	Keys int64
+
+	// Warn is told what is wrong with a server but stops nothing, when the map
+	// is opened. Default: slog.Warn.
+	Warn func(error)
 }
 
 // Dense is a map from the integers 0, 1, 2, ... to integers of a fixed width.
 // It suits keys of which most are present: an absent key below the largest one
-// takes as much memory as a present one, and Delete frees none. It is safe for
-// concurrent use.
+// takes as much memory as a present one, and Delete frees none. It needs no
+// growing. It is safe for concurrent use, by any number of processes.
 type Dense struct {
-	rdb    redis.UniversalClient
-	prefix string
-	slots  int64
-	width  string // of a slot, as BITFIELD wants it: "u24"
-	last   string // the last slot of a string: "#999"
-
+	book
+	width    int    // of a slot in bits
+	kind     string // the same as BITFIELD wants it: "u25"
+	slots    int64  // in one string
+	last     string // the last slot of a string: "#2615"
 	maxKey   int64
 	maxValue int64
 }
 
-// NewDense returns the map that lives under cfg.Prefix. It does not talk to
-// Redis, and does not close rdb.
+// stringBytes is the room for slots in one string: with its header and its last
+// byte it fills one of the allocator's sizes, of 8 KiB.
+const stringBytes = 8192 - 6
+
+// NewDense returns the map under cfg.Prefix. It does not talk to Redis, and does
+// not close rdb.
 func NewDense(rdb redis.UniversalClient, cfg DenseConfig) (*Dense, error) {
 	if cfg.Prefix == "" {
 		cfg.Prefix = "dense"
 	}
-	if cfg.Bits == 0 {
-		cfg.Bits = 24
+	if cfg.ValueBits == 0 {
+		cfg.ValueBits = 24
 	}
-	if cfg.Slots == 0 {
-		cfg.Slots = 1000
+	if cfg.Keys == 0 {
+		cfg.Keys = 1 << 32
 	}
-	if err := checkBase(rdb, cfg.Prefix); err != nil {
+	if err := checkBase("DenseConfig", rdb, cfg.Prefix); err != nil {
 		return nil, err
 	}
 	switch {
-	case cfg.Bits < 2 || cfg.Bits > 63:
-		return nil, fmt.Errorf("hashkv: DenseConfig.Bits is %d: want 2 to 63", cfg.Bits)
-	case cfg.Slots < 8 || cfg.Slots > 1<<20 || cfg.Slots%8 != 0:
-		return nil, fmt.Errorf("hashkv: DenseConfig.Slots is %d: want a multiple of 8 up to 1048576", cfg.Slots)
+	case cfg.ValueBits < 1 || cfg.ValueBits > 63:
+		return nil, fmt.Errorf("hashkv: DenseConfig.ValueBits is %d: want 1 to 63", cfg.ValueBits)
 	case cfg.Keys < 0:
 		return nil, fmt.Errorf("hashkv: DenseConfig.Keys is %d: want 0 or more", cfg.Keys)
 	}
-	maxKey := int64(math.MaxInt64)
-	if cfg.Keys > 0 {
-		maxKey = cfg.Keys - 1
+	d := &Dense{
+		book:     newBook(rdb, cfg.Prefix, cfg.Warn),
+		width:    cfg.ValueBits + 1,
+		kind:     "u" + strconv.Itoa(cfg.ValueBits+1),
+		maxKey:   cfg.Keys - 1,
+		maxValue: math.MaxInt64 >> (63 - cfg.ValueBits),
 	}
-	return &Dense{
-		rdb:      rdb,
-		prefix:   cfg.Prefix,
-		slots:    int64(cfg.Slots),
-		width:    "u" + strconv.Itoa(cfg.Bits),
-		last:     "#" + strconv.Itoa(cfg.Slots-1),
-		maxKey:   maxKey,
-		maxValue: math.MaxInt64>>(63-cfg.Bits) - 1,
-	}, nil
+	if d.width == 64 {
+		d.kind = "i64" // BITFIELD has no u64
+	}
+	// Of eights, so that a string and each eight slots are whole bytes.
+	d.slots = int64(stringBytes / d.width * 8)
+	d.last = "#" + strconv.FormatInt(d.slots-1, 10)
+	d.want.Map, d.want.Keys, d.want.Slots = "dense", "from 0", int(d.slots)
+	d.want.Value = strconv.Itoa(cfg.ValueBits) + " bits"
+	d.plan = func(*header, limits) error { return nil }
+	d.guard = func(context.Context, *view) (*LimitError, error) { return nil, nil }
+	return d, nil
 }
 
-// Get returns the value of key, or ErrNotFound. It costs one round trip.
+// Open reads the header of the map, or makes one if there is none, and checks
+// that no eviction policy drops whole strings. The first call on a map does the
+// same; Open is for those who want its errors early, and for going on after
+// [ErrLost]. It costs about four round trips.
+func (d *Dense) Open(ctx context.Context) error { return d.open(ctx) }
+
+// Get returns the value of key, or [ErrNotFound]. It costs one round trip.
 func (d *Dense) Get(ctx context.Context, key int64) (int64, error) {
-	if err := d.check(key, 0); err != nil {
+	if err := d.ready(ctx, key, 0); err != nil {
 		return 0, keyError("get", d.prefix, key, err)
 	}
-	name, slot := d.place(key)
-	stored, err := d.rdb.BitFieldRO(ctx, name, d.width, slot).Result()
+	number, slot := key/d.slots, key%d.slots
+	first, last := d.bytesOf(slot)
+	name := d.name(number)
+	stored, err := d.rdb.GetRange(ctx, name, first, last).Result()
 	if err != nil {
-		return 0, keyError("get", d.prefix, key, err)
+		return 0, keyError("get", d.prefix, key, d.typed(name, err))
 	}
-	if stored[0] == 0 {
+	value, present := d.value(stored, slot, first)
+	if !present {
 		return 0, ErrNotFound
 	}
-	return stored[0] - 1, nil
+	return value, nil
 }
 
-// GetMulti returns the values of keys; absent ones are left out. It costs one
-// pipeline with one command per Redis string. After an error from Redis it also
-// returns what it could read.
-func (d *Dense) GetMulti(ctx context.Context, keys ...int64) (map[int64]int64, error) {
-	return d.getMulti(ctx, "get", keys)
+// bytesOf returns the first and the last byte of a string that slot reaches.
+func (d *Dense) bytesOf(slot int64) (first, last int64) {
+	return slot * int64(d.width) / 8, ((slot+1)*int64(d.width) - 1) / 8
 }
 
-func (d *Dense) getMulti(ctx context.Context, op string, keys []int64) (map[int64]int64, error) {
-	groups := make(map[string][]int64)
-	for _, key := range keys {
-		if err := d.check(key, 0); err != nil {
-			return nil, keyError(op, d.prefix, key, err)
+// value reads a slot from a part of a string that begins at byte first. What a
+// string does not have is absent.
+func (d *Dense) value(part string, slot, first int64) (value int64, present bool) {
+	bit := int(slot*int64(d.width) - first*8)
+	var x uint64
+	for left := d.width; left > 0; {
+		if bit/8 >= len(part) {
+			return 0, false
 		}
-		name, _ := d.place(key)
-		groups[name] = append(groups[name], key)
+		room := 8 - bit%8
+		n := min(room, left)
+		x = x<<n | uint64(part[bit/8])>>(room-n)&(1<<n-1)
+		bit, left = bit+n, left-n
 	}
-	replies := make(map[*redis.IntSliceCmd][]int64, len(groups))
-	cmds, err := d.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for name, keys := range groups {
-			args := make([]any, 0, 2*len(keys))
-			for _, key := range keys {
-				_, slot := d.place(key)
-				args = append(args, d.width, slot)
-			}
-			replies[pipe.BitFieldRO(ctx, name, args...)] = keys
-		}
-		return nil
-	})
-	found := make(map[int64]int64, len(keys))
-	for reply, keys := range replies {
-		for i, stored := range reply.Val() {
-			if stored != 0 {
-				found[keys[i]] = stored - 1
-			}
-		}
+	return int64(x - 1), x != 0
+}
+
+// put writes a slot of a part of a string that is all zeros there.
+func (d *Dense) put(part []byte, slot int64, value int64) {
+	bit := int(slot) * d.width
+	x := uint64(value) + 1
+	for left := d.width; left > 0; {
+		room := 8 - bit%8
+		n := min(room, left)
+		part[bit/8] |= byte(x >> (left - n) << (room - n) & (1<<room - 1))
+		bit, left = bit+n, left-n
 	}
-	if err != nil {
-		return found, firstError(op, cmds, err)
-	}
-	return found, nil
 }
 
 // Set stores value under key. It costs one round trip.
 func (d *Dense) Set(ctx context.Context, key, value int64) error {
-	if err := d.check(key, value); err != nil {
+	if err := d.ready(ctx, key, value); err != nil {
 		return keyError("set", d.prefix, key, err)
 	}
-	name, slot := d.place(key)
-	if err := d.rdb.BitField(ctx, name, d.write("SET", d.width, slot, value+1)...).Err(); err != nil {
-		return keyError("set", d.prefix, key, err)
+	name := d.name(key / d.slots)
+	if err := d.rdb.BitField(ctx, name, d.write("SET", d.kind, d.slot(key), value+1)...).Err(); err != nil {
+		return keyError("set", d.prefix, key, d.typed(name, err))
 	}
 	return nil
-}
-
-// SetMulti stores entries in one pipeline with one command per Redis string.
-// It takes a map, as GetMulti returns one: every entry is checked before the
-// first is sent, and no key comes twice. After an error from Redis some entries
-// may be stored.
-func (d *Dense) SetMulti(ctx context.Context, entries map[int64]int64) error {
-	sets := make(map[string][]any)
-	for key, value := range entries {
-		if err := d.check(key, value); err != nil {
-			return keyError("set", d.prefix, key, err)
-		}
-		name, slot := d.place(key)
-		sets[name] = append(sets[name], "SET", d.width, slot, value+1)
-	}
-	return d.writeMulti(ctx, "set", sets)
 }
 
 // setNX is a script because BITFIELD has no condition. Lua counts in doubles,
@@ -184,64 +174,45 @@ return 1`)
 // did. It costs one round trip. If the reply was lost and the client sent the
 // command again, SetNX reports false for its own write; Get can tell.
 func (d *Dense) SetNX(ctx context.Context, key, value int64) (bool, error) {
-	if err := d.check(key, value); err != nil {
+	if err := d.ready(ctx, key, value); err != nil {
 		return false, keyError("setnx", d.prefix, key, err)
 	}
-	name, slot := d.place(key)
-	done, err := setNX.Run(ctx, d.rdb, []string{name}, d.width, slot, d.last, value+1).Bool()
+	name := d.name(key / d.slots)
+	done, err := setNX.Run(ctx, d.rdb, []string{name}, d.kind, d.slot(key), d.last, value+1).Bool()
 	if err != nil {
-		return false, keyError("setnx", d.prefix, key, err)
+		return false, keyError("setnx", d.prefix, key, d.typed(name, err))
 	}
 	return done, nil
-}
-
-// Delete removes keys; absent ones are ignored. It costs two pipelines: it
-// reads first, because clearing a slot of an absent string would create it.
-func (d *Dense) Delete(ctx context.Context, keys ...int64) error {
-	present, err := d.getMulti(ctx, "delete", keys)
-	if err != nil {
-		return err
-	}
-	sets := make(map[string][]any)
-	for key := range present {
-		name, slot := d.place(key)
-		sets[name] = append(sets[name], "SET", d.width, slot, 0)
-	}
-	return d.writeMulti(ctx, "delete", sets)
-}
-
-func (d *Dense) writeMulti(ctx context.Context, op string, sets map[string][]any) error {
-	cmds, err := d.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for name, args := range sets {
-			pipe.BitField(ctx, name, d.write(args...)...)
-		}
-		return nil
-	})
-	if err != nil {
-		return firstError(op, cmds, err)
-	}
-	return nil
 }
 
 // write puts an increment of the last slot by 0 before sets. It makes Redis
 // create a string at its full length: one that grows slot by slot, in any order
 // but the ascending one, ends with up to twice the memory.
 func (d *Dense) write(sets ...any) []any {
-	return append([]any{"INCRBY", d.width, d.last, 0}, sets...)
+	return append([]any{"INCRBY", d.kind, d.last, 0}, sets...)
 }
 
-// place returns the Redis string that holds key, and the slot in it.
-func (d *Dense) place(key int64) (name, slot string) {
-	return d.prefix + ":" + strconv.FormatInt(key/d.slots, 10),
-		"#" + strconv.FormatInt(key%d.slots, 10)
+// name returns the Redis key of a string.
+func (d *Dense) name(number int64) string { return d.prefix + ":" + strconv.FormatInt(number, 10) }
+
+// slot returns the slot of key as BITFIELD wants it.
+func (d *Dense) slot(key int64) string { return "#" + strconv.FormatInt(key%d.slots, 10) }
+
+// ready checks an entry, and that the map is the one that was opened.
+func (d *Dense) ready(ctx context.Context, key, value int64) error {
+	if err := d.check(key, value); err != nil {
+		return err
+	}
+	_, err := d.look(ctx)
+	return err
 }
 
 func (d *Dense) check(key, value int64) error {
-	if key < 0 || key > d.maxKey {
-		return &RangeError{Key: key, Max: d.maxKey}
+	if want := outside(key, d.maxKey); want != "" {
+		return &RangeError{Key: show(key), Limit: want}
 	}
-	if value < 0 || value > d.maxValue {
-		return &RangeError{Key: key, Value: true, Max: d.maxValue}
+	if want := outside(value, d.maxValue); want != "" {
+		return &RangeError{Key: show(key), Value: true, Limit: want}
 	}
 	return nil
 }

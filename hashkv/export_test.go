@@ -1,8 +1,11 @@
 package hashkv
 
-// The tests of the stored layout need its parts.
+// For tests of the layout, which the package's users never see.
 var (
 	Split  = split
-	Pack   = pack
+	Join   = join
+	Hash   = hash
 	Unpack = unpack
 )
+
+func Pack(x uint64) string { return string(appendPacked(nil, x)) }

@@ -1,29 +1,52 @@
-// Package hashkv keeps very large maps from integers to integers in Redis
-// memory, in a few bytes per entry instead of the 70 to 90 of a string key.
+// Package hashkv keeps very large maps in Redis memory, in 3 to 14 bytes per
+// entry instead of the 70 to 90 of a key of its own.
 //
 // # Problem
 //
-// An application has hundreds of millions of pairs such as photo id → owner
-// id: too small for rows of their own, too many for keys of their own. A Redis
-// key costs a table entry, an object and two string headers before it holds
+// An application has hundreds of millions of pairs such as photo ID → user ID:
+// too small for rows of their own, too many for keys of their own. A Redis key
+// costs a table entry, an object and two string headers before it holds
 // anything. Small hashes and long strings do not pay that per entry, but a hash
-// falls back to a real hash table once it grows past a limit, and ids that
-// carry a time do not divide evenly over hashes.
+// turns into a real hash table, of five times the size, once it grows past a
+// limit; IDs that carry a time do not divide evenly over hashes; and a map that
+// was divided once is hard to divide again while it is in use.
 //
-// # Scheme
+// # Which of the three
 //
-// [Dense] is for ids that a sequence hands out: 0, 1, 2, ... One Redis string
-// holds the values of Slots neighbours in Bits bits each.
+//	keys                                     use        bytes per entry
+//	0, 1, 2, ... with few gaps               [Dense]    (value bits + 1) / 8, and 1 %
+//	any int64, such as IDs of idgen          [Sparse]   about 13.5, for 58-bit IDs and 24-bit values
+//	strings, such as tokens of short URLs    [Strings]  length of key and value + 5.5
 //
-//	key 1155315, 1000 slots of 24 bits
+// A Dense pays for the gaps: below one key in four present, Sparse is smaller.
+// Values are whole numbers of a stated width, or in Sparse and Strings short
+// strings of any bytes. All have the same methods.
 //
-//	dense:1155  ┌───────┬─────┬───────────┬─────┬─────────┐
-//	            │ #0    │ ... │ #315      │ ... │ #999    │   3000 bytes
+// # Dense
+//
+// One Redis string of 8 KiB holds the values of some thousand neighbours, each
+// in a slot of one bit more than a value has.
+//
+//	key 3000000, values of 24 bits: 2616 slots of 25 bits
+//
+//	dense:1146  ┌───────┬─────┬───────────┬─────┬─────────┐
+//	            │ #0    │ ... │ #2064     │ ... │ #2615   │   8175 bytes
 //	            └───────┴─────┴───────────┴─────┴─────────┘
 //	                            value + 1, so that 0 means absent
 //
-// [Sparse] is for any 64-bit ids, such as ids that begin with a time. One Redis
-// hash, the bucket, holds about 128 entries, wherever their ids lie.
+//	string   8175 + 6 of header and end, fills one of the allocator's sizes   8192
+//	key      table entry and slot, object, name                             about 88
+//	         8280 / 2616 = 3.17 bytes per entry, 25 bits of them are the slot
+//
+// Any client can read it: BITFIELD_RO dense:1146 GET u25 #2064.
+//
+// # Sparse and Strings
+//
+// One Redis hash, the bucket, holds about 128 entries, few enough that Redis
+// keeps them as one compact run of bytes (a listpack). The bucket's number is
+// the low bits of an invertible permutation of the key, and the field is the
+// rest: together they are the key in another order, so the map is exact and
+// stores no part of a key twice.
 //
 //	key, 64 bits  ┌───────────────────────────┬────────────┐
 //	              │ high 64-k bits            │ low k bits │   2^k buckets
@@ -34,118 +57,101 @@
 //	                 field, its bytes without      bucket
 //	                 the leading zeros
 //
-//	sparse:1f3a   field 5 bytes → value 3 bytes, 5 bytes → 3 bytes, ...
+//	sparse:{4Kb}c3   field 5 bytes → value 3 bytes, 5 bytes → 3 bytes, ...
 //
-// Bucket and field together are the key in another order: the map is exact and
-// stores no part of the key twice. Bit i of the bucket depends only on bits i
-// and above of the key, so twice the buckets would split every bucket in two
-// and move nothing else.
+//	field    5 + 2 of header       7     58-bit ID less 21 bits of bucket
+//	value    3 + 2 of header       5     24 bits
+//	bucket   7 of listpack, table entry and slot, object, name: about 100,
+//	         and the allocator's rounding, about 8 % of it: / 143 entries
+//	         12 + 1.5 = 13.5 bytes per entry
+//
+// In a Strings the bucket is the low bits of a hash of the key, and the field is
+// the whole key.
+//
+// The low 14 bits of the bucket's number choose its slot in a Redis Cluster, by
+// the tag in braces, so that a map lies evenly on all slots and both halves of a
+// bucket on the same one. The rest of the number follows the tag, with a 1 in
+// front that tells how many bits there are.
+//
+// # Growing
+//
+// Bit i of a bucket's number depends on bits i and above of the key only: with
+// twice the buckets each is divided in two, and nothing else moves. [Map.Grow]
+// does that in use, bucket by bucket: one script moves the entries to the two
+// halves, which are Redis keys of the next level, and leaves a tombstone at the
+// old one.
+//
+//	owner:{4Kb}c3  hash, 250 entries      ───►  "split"
+//	owner:{4Kb}183 -                            hash, 124 entries
+//	owner:{4Kb}1c3 -                            hash, 126 entries
+//
+// The tombstone is a string. A process that has not heard of the growing sends a
+// command for a hash there, which fails and changes nothing, and goes on at the
+// right half. When all buckets are split, the header says so, and the
+// tombstones expire an hour later; no process goes by a header that it read more
+// than a minute ago. [Map.AutoGrow] grows a map by itself.
 //
 // # Keys in Redis
 //
-// A map owns the keys that begin with its prefix and a colon. Behind the colon
-// stands the number of a string in decimal, or of a bucket in hexadecimal, and
-// the key <prefix>:header is reserved. Maps with different prefixes never meet.
-// In a Redis Cluster the keys spread over all nodes; a prefix cannot hold a
-// hash tag.
+// A map owns the keys that begin with its prefix and a colon. <prefix>:header
+// holds its parameters, as JSON. Opening a map with others is a
+// [MismatchError]. Maps with different prefixes never meet.
 //
 // # Guarantees
 //
-// A write of one entry is atomic. SetMulti and Delete of many entries are not:
-// after an error some may be done. All of them may be repeated. The
-// configuration is part of the data: a map must be opened with the same Bits
-// and Slots, or Buckets, that it was written with, and nothing checks this yet.
-// Redis is the only copy, so it needs persistence, and the noeviction policy:
-// an eviction would drop a thousand entries at once.
+// The map is exact: no false answers. A write of one entry is atomic, and so is
+// SetNX. Calls on many entries are not, and a [PartialError] names those that
+// failed. Every call may be repeated. Growing loses nothing, whichever process
+// dies when, and other processes go on reading and writing.
+//
+// A bucket stays compact: the limits of the servers are read when a map is
+// opened, a map is planned so that one bucket in 10^10 would pass them, no
+// command alone converts a hash (as from Redis 7.2 on one can), and a map that
+// would pass them is refused with a [LimitError] before it is written.
+// [Map.Stats] shows buckets that have left the encoding, and [Map.Repair] brings
+// them back.
+//
+// # Non-guarantees
+//
+// Redis is the only copy: it needs persistence if the map cannot be filled
+// again, and the noeviction policy, as an eviction drops a hundred entries at
+// once. A failover loses what Redis had not copied to the replica yet, as always
+// with Redis; Load and Grow can wait for replicas. A client that reads from
+// replicas (ReadOnly) gets what they have, and while a map grows may miss
+// entries. A process that sleeps for an hour between two steps of one call, while
+// the map grows, may write to a place where nobody looks. Whoever can choose the
+// keys of a Strings can choose ones that fall into the same bucket.
 //
 // # Cost
 //
 // Bytes are the growth of used_memory in Redis 7.0 with stock settings, for
-// values of 24 bits, as TestMemory measures it.
+// values of 24 bits, as TestMemory and the proof with 300 million entries
+// measure them.
 //
-//	                                        bytes per entry
-//	Dense, 1000 slots                            3.2
-//	Sparse, 128 a bucket, 5-byte fields         13.6
-//	Sparse, 128 a bucket, 7-byte fields         15.8
-//	for comparison: one hash per id/1000       110      (ids that begin with a time)
-//
-// Fields have 5 bytes if the ids have up to 61 bits and the map 2^21 buckets,
-// enough for 300 million entries. Get, Set and SetNX are one round trip,
-// GetMulti and SetMulti one pipeline, and so is Delete of Sparse; that of Dense
-// first reads, and is two. A dense access takes constant time. A sparse
-// one reads through its bucket, half of it for a hit and all of it for a miss,
-// which is why a bucket holds 128 entries and not 1000.
+// Get, Set and SetNX are one round trip; GetMulti, SetMulti and Delete one
+// pipeline per node for each 4096 buckets, except that Delete of a Dense first
+// reads. While a map grows, calls on buckets that are split take a second round
+// trip. One call per second, process and map also reads the header again. A
+// dense access takes constant time. A sparse one reads through its bucket, half
+// of it for a hit and all of it for a miss, about 0.5 µs, which is why a bucket
+// holds 128 entries and not the 1000 of the original.
 //
 // # Failure
 //
-// An error from Redis (a lost connection, READONLY, OOM, WRONGTYPE) comes back
-// wrapped, with the operation and the key; prefix[7] is the entry of key 7, and
-// prefix:7 a Redis key. It never holds a stored value. Whether a call returns as
-// soon as its context ends, and how long one waits for a Redis that is gone, is
-// up to the client: set ContextTimeoutEnabled, and few retries.
+// An error from Redis comes back wrapped, with the operation and the key;
+// prefix[7] is the entry of key 7, and prefix:7 a Redis key. It never holds a
+// stored value. The predicates of go-redis know it: redis.IsOOMError (nothing
+// was written), redis.IsReadOnlyError (a failover is under way, try again).
+// Errors about the map itself are [ErrLost], [MismatchError], [LimitError] and
+// [CorruptError]. Whether a call returns as soon as its context ends, and how
+// long one waits for a Redis that is gone, is up to the client: set
+// ContextTimeoutEnabled, and few retries.
 //
 // # Source
 //
 // "Storing hundreds of millions of simple key-value pairs in Redis", Instagram
 // Engineering, 2011, which kept 1000 pairs per hash under id/1000. Dividing a
 // key into a place and the rest is quotienting: Knuth, The Art of Computer
-// Programming, volume 3, section 6.4, exercise 13.
+// Programming, volume 3, section 6.4, exercise 13. Growing by one more bit of
+// the same hash is linear hashing: Litwin, VLDB 1980.
 package hashkv
-
-import (
-	"errors"
-	"fmt"
-	"strings"
-
-	"github.com/redis/go-redis/v9"
-)
-
-// ErrNotFound is returned by Get when the map has no such key. It may be
-// wrapped.
-var ErrNotFound = errors.New("hashkv: not found")
-
-// A RangeError reports a key or a value that the map cannot hold. It is
-// returned, wrapped, before anything is sent to Redis.
-type RangeError struct {
-	Key   int64 // the key of the entry
-	Value bool  // the value is out of range, not the key
-	Max   int64 // the largest one allowed; the smallest is 0
-}
-
-// Error says which of the two is out of range and what the range is.
-func (e *RangeError) Error() string {
-	what := "key"
-	if e.Value {
-		what = "value"
-	}
-	return fmt.Sprintf("%s is outside 0..%d", what, e.Max)
-}
-
-// checkBase checks what both kinds of map are made from.
-func checkBase(rdb redis.UniversalClient, prefix string) error {
-	switch {
-	case rdb == nil:
-		return errors.New("hashkv: the client is nil")
-	case strings.ContainsAny(prefix, "{}"):
-		// Redis Cluster would hash the part in braces only, and one node would
-		// get the whole map.
-		return fmt.Errorf("hashkv: Prefix is %q: want no braces", prefix)
-	}
-	return nil
-}
-
-// keyError names the operation and the entry in an error of a single-key call.
-func keyError(op, prefix string, key int64, err error) error {
-	return fmt.Errorf("hashkv: %s %s[%d]: %w", op, prefix, key, err)
-}
-
-// firstError returns the error of the first command of a pipeline that failed,
-// with the Redis key it was for. The others mostly fail for the same reason.
-func firstError(op string, cmds []redis.Cmder, err error) error {
-	for _, cmd := range cmds {
-		if cmd.Err() != nil {
-			return fmt.Errorf("hashkv: %s %v: %w", op, cmd.Args()[1], cmd.Err())
-		}
-	}
-	return fmt.Errorf("hashkv: %s: %w", op, err)
-}

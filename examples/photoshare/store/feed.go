@@ -3,12 +3,14 @@ package store
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/shardgram/shardgram/feedcache"
+	"github.com/shardgram/shardgram/hashkv"
 	"github.com/shardgram/shardgram/idgen"
 	"github.com/shardgram/shardgram/shard"
 )
@@ -92,10 +94,22 @@ func (s *Store) authors(ctx context.Context, ids []idgen.ID) (map[idgen.ID]idgen
 		authors[id] = p.Author
 		learned[int64(id)] = int64(p.Author)
 	}
-	if err := s.owners.SetMulti(ctx, learned); err != nil {
+	if err := s.learn(ctx, learned); err != nil {
 		s.log.WarnContext(ctx, "the map of authors cannot be written", "err", err)
 	}
 	return authors, nil
+}
+
+// learn puts photos and their authors into the map. One that was lost with its
+// Redis begins anew, and learns as photos are asked for.
+func (s *Store) learn(ctx context.Context, authors map[int64]int64) error {
+	err := s.owners.SetMulti(ctx, authors)
+	if errors.Is(err, hashkv.ErrLost) {
+		if err = s.owners.Open(ctx); err == nil {
+			err = s.owners.SetMulti(ctx, authors)
+		}
+	}
+	return err
 }
 
 // newest is the source of the home feeds: the photos of those whom owner
@@ -115,7 +129,7 @@ func (s *Store) newest(ctx context.Context, owner, before int64, n int) ([]int64
 // fanOut pushes a photo to the feeds of its author and of all followers, and
 // then forgets that it had to.
 func (s *Store) fanOut(ctx context.Context, p Photo) error {
-	if err := s.owners.Set(ctx, int64(p.ID), int64(p.Author)); err != nil {
+	if err := s.learn(ctx, map[int64]int64{int64(p.ID): int64(p.Author)}); err != nil {
 		return err
 	}
 	home := s.shards.ID(p.Author)

@@ -118,7 +118,7 @@ type Config struct {
 type Store struct {
 	shards *shard.Cluster
 	feeds  *feedcache.Feeds
-	owners *hashkv.Sparse // photo → author
+	owners *hashkv.Sparse[int64] // photo → author
 	users  *lookaside.Cache[idgen.ID, User]
 	photos *lookaside.Cache[idgen.ID, Photo]
 	blobs  blob.Store
@@ -166,7 +166,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if s.feeds, err = feedcache.New(cfg.Redis, s.newest, feeds); err != nil {
 		return nil, err
 	}
-	if s.owners, err = hashkv.NewSparse(cfg.Redis, hashkv.SparseConfig{Prefix: "owner"}); err != nil {
+	if s.owners, err = hashkv.NewSparse[int64](cfg.Redis, hashkv.SparseConfig{
+		Prefix: "owner",
+		Warn:   func(err error) { s.log.Warn("the map of authors", "err", err) },
+	}); err != nil {
 		return nil, err
 	}
 	if s.users, err = lookaside.New(cfg.Memcache, s.loadUsers, lookaside.Config[idgen.ID, User]{Prefix: "user"}); err != nil {
@@ -177,6 +180,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.repairer.Go(func() { s.repairForever(ctx, cfg.RepairEvery) })
+	s.repairer.Go(func() { _ = s.owners.AutoGrow(ctx, hashkv.GrowConfig{}) }) // until ctx ends
 	return s, nil
 }
 

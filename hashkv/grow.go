@@ -1,0 +1,321 @@
+package hashkv
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A tombstone stands at the Redis key of a bucket that was split. It is no
+// hash, so that every command of a process that does not know yet fails there
+// and changes nothing, instead of reading or writing what nobody else sees.
+const (
+	tombstone = "split"
+
+	// tombstoneLife is counted from the end of growing, when no process that
+	// reads the header looks for buckets there any more.
+	tombstoneLife = time.Hour
+)
+
+// GrowConfig says how a map grows. Its zero value suits a map without replicas.
+type GrowConfig struct {
+	// Replicas is how many replicas of each primary must have all splits before
+	// the map counts as grown. With 0 a failover within replication's lag of
+	// the end could bring back buckets that nobody looks for any more.
+	// Default: 0.
+	Replicas int
+
+	// Parallel is the number of buckets that are read and split in one
+	// pipeline. More is faster, and makes others wait longer in between.
+	// Default: 64.
+	Parallel int
+
+	// Progress is called after each pipeline with the number of buckets that
+	// are done in this pass, and of all. Default: not called.
+	Progress func(done, all int64)
+
+	// Fill is the mean number of entries in a bucket at which AutoGrow doubles
+	// the map; Grow does not look at it. Default: 256, or less if the limit of
+	// the servers is less than 512.
+	Fill float64
+
+	// Every is how often AutoGrow looks. Default: 10 s.
+	Every time.Duration
+}
+
+func (cfg *GrowConfig) complete() error {
+	switch {
+	case cfg.Replicas < 0:
+		return fmt.Errorf("hashkv: GrowConfig.Replicas is %d: want 0 or more", cfg.Replicas)
+	case cfg.Parallel < 0:
+		return fmt.Errorf("hashkv: GrowConfig.Parallel is %d: want 0 or more", cfg.Parallel)
+	case cfg.Fill < 0:
+		return fmt.Errorf("hashkv: GrowConfig.Fill is %v: want 0 or more", cfg.Fill)
+	case cfg.Every < 0:
+		return fmt.Errorf("hashkv: GrowConfig.Every is %v: want 0 or more", cfg.Every)
+	}
+	if cfg.Parallel == 0 {
+		cfg.Parallel = 64
+	}
+	if cfg.Every == 0 {
+		cfg.Every = 10 * time.Second
+	}
+	return nil
+}
+
+// Grow doubles the number of buckets, while all processes go on reading and
+// writing. It splits one bucket after the other, each of them atomically; until
+// it is done, calls on buckets that are split cost two round trips. If it
+// returns an error, or its process dies, nothing is lost: the map works as it
+// is, and the next Grow in any process goes on. Several at a time share the
+// work. A bucket takes about 0.2 ms of the server's time.
+func (m *Map[K, V]) Grow(ctx context.Context, cfg GrowConfig) error {
+	err := cfg.complete()
+	if err != nil {
+		return err
+	}
+	if err = m.grow(ctx, cfg); err != nil {
+		return fmt.Errorf("hashkv: grow %s: %w", m.prefix, err)
+	}
+	return nil
+}
+
+func (m *Map[K, V]) grow(ctx context.Context, cfg GrowConfig) error {
+	if _, err := m.look(ctx); err != nil {
+		return err
+	}
+	v, err := m.reread(ctx, time.Now())
+	if err != nil {
+		return err
+	}
+	if v.Sweeping {
+		if v, err = m.sweep(ctx, v, cfg); err != nil {
+			return err
+		}
+	}
+	if !v.Growing {
+		if v.Level == maxLevel {
+			return errors.New("no map has more buckets")
+		}
+		next := v.header
+		next.Growing = true
+		if v, err = m.advance(ctx, v, next); err != nil {
+			return err
+		}
+	}
+	level := v.Level
+	for {
+		before, err := runs(ctx, m.rdb)
+		if err == nil {
+			err = m.splitAll(ctx, v, cfg)
+		}
+		if err == nil {
+			err = replicated(ctx, m.rdb, cfg.Replicas)
+		}
+		if err != nil {
+			return err
+		}
+		// A new primary may lack what the old one did. If they are the same
+		// after the walk as before, all buckets that it saw split are split.
+		after, err := runs(ctx, m.rdb)
+		if err != nil {
+			return err
+		}
+		if slices.Equal(before, after) {
+			break
+		}
+	}
+	next := v.header
+	next.Level, next.Growing, next.Sweeping = level+1, false, true
+	if v, err = m.advance(ctx, v, next); err != nil {
+		return err
+	}
+	if err := replicated(ctx, m.rdb, cfg.Replicas); err != nil {
+		return err
+	}
+	if v.Sweeping {
+		_, err = m.sweep(ctx, v, cfg)
+	}
+	return err
+}
+
+// advance replaces the header by next, unless another process has done so.
+func (m *Map[K, V]) advance(ctx context.Context, v *view, next header) (*view, error) {
+	if _, err := m.swap(ctx, v.header, next); err != nil {
+		return nil, err
+	}
+	v, err := m.reread(ctx, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	if v.Level < next.Level || v.Level == next.Level && next.Growing && !v.Growing {
+		return nil, errors.New("the header went back: try again")
+	}
+	return v, nil
+}
+
+//go:embed split.lua
+var splitLua string
+
+// splitAll splits all buckets of the level that v has. It begins anywhere, so
+// that several processes do not all split the same ones.
+func (m *Map[K, V]) splitAll(ctx context.Context, v *view, cfg GrowConfig) error {
+	all := uint64(1) << v.Level
+	first := rand.Uint64N(all)
+	for done := uint64(0); done < all; {
+		n := min(uint64(cfg.Parallel), all-done)
+		todo := make([]spot, n)
+		for i := range todo {
+			todo[i] = spot{v.Level, (first + done + uint64(i)) % all}
+		}
+		for len(todo) > 0 {
+			var err error
+			if todo, err = m.splitSome(ctx, v, todo); err != nil {
+				return err
+			}
+		}
+		done += n
+		if cfg.Progress != nil {
+			cfg.Progress(int64(done), int64(all))
+		}
+	}
+	return nil
+}
+
+// splitSome tries to split the buckets, and returns those that changed between
+// being read and being split.
+func (m *Map[K, V]) splitSome(ctx context.Context, v *view, todo []spot) ([]spot, error) {
+	fields := make([]*redis.StringSliceCmd, len(todo))
+	_, err := m.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, s := range todo {
+			fields[i] = pipe.HKeys(ctx, m.name(s, v))
+		}
+		return nil
+	})
+	if err != nil && !wrongType(err) {
+		return nil, err
+	}
+	done := make([]*redis.Cmd, len(todo))
+	_, err = m.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, s := range todo {
+			if wrongType(fields[i].Err()) {
+				continue // split already, by the looks of it
+			}
+			if err := fields[i].Err(); err != nil {
+				return err
+			}
+			names, args, err := m.splitArgs(s, v, fields[i].Val())
+			if err != nil {
+				return err
+			}
+			done[i] = pipe.Eval(ctx, splitLua, names, args...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	again := todo[:0]
+	for i, s := range todo {
+		if done[i] == nil {
+			continue
+		}
+		switch n, err := done[i].Int(); {
+		case err != nil:
+			return nil, err
+		case n == 0:
+			again = append(again, s)
+		}
+	}
+	return again, nil
+}
+
+// splitArgs returns the keys and arguments of the script that splits s: of each
+// entry its field, its next field, and the half that it goes to. The script
+// leaves the values to Redis, and does nothing if the fields are no more those.
+func (m *Map[K, V]) splitArgs(s spot, v *view, fields []string) ([]string, []any, error) {
+	halves := s.halves()
+	names := []string{m.name(s, v), m.name(halves[0], v), m.name(halves[1], v)}
+	args := make([]any, 0, 2+3*len(fields))
+	args = append(args, tombstone, v.limits.chunk())
+	for _, field := range fields {
+		key, err := m.key(s, field)
+		if err != nil {
+			return nil, nil, &CorruptError{Key: names[0], Err: err}
+		}
+		bucket, next := m.place(key, s.level+1)
+		half := 1
+		if bucket != s.bucket {
+			half = 2
+		}
+		text := next.text
+		if text == "" {
+			text = string(appendPacked(nil, next.rest))
+		}
+		args = append(args, field, text, half)
+	}
+	return names, args, nil
+}
+
+// sweep gives the tombstones below the level of v an end of life.
+func (m *Map[K, V]) sweep(ctx context.Context, v *view, cfg GrowConfig) (*view, error) {
+	all := uint64(1) << (v.Level - 1)
+	for first := uint64(0); first < all; first += 1024 {
+		_, err := m.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+			for b := first; b < min(first+1024, all); b++ {
+				pipe.Expire(ctx, m.name(spot{v.Level - 1, b}, v), tombstoneLife)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	next := v.header
+	next.Sweeping = false
+	return m.advance(ctx, v, next)
+}
+
+// AutoGrow doubles the map whenever its buckets hold more than cfg.Fill entries
+// on average, until ctx ends; it returns the error of ctx then. It may run in
+// every process. What stops a Grow is told to Warn, and AutoGrow tries again.
+func (m *Map[K, V]) AutoGrow(ctx context.Context, cfg GrowConfig) error {
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	for {
+		if err := m.growIfFull(ctx, cfg); err != nil && ctx.Err() == nil {
+			m.warn(err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(cfg.Every):
+		}
+	}
+}
+
+func (m *Map[K, V]) growIfFull(ctx context.Context, cfg GrowConfig) error {
+	v, err := m.look(ctx)
+	var fill float64
+	if err == nil {
+		fill, err = m.fill(ctx, v)
+	}
+	if err != nil {
+		return fmt.Errorf("hashkv: grow %s: %w", m.prefix, err)
+	}
+	bound := cfg.Fill
+	if bound == 0 {
+		bound = min(256, roomFor(v.limits.entries.value))
+	}
+	if !v.Growing && !v.Sweeping && fill <= bound {
+		return nil
+	}
+	return m.Grow(ctx, cfg)
+}
