@@ -11,7 +11,7 @@
 //	idgen/pglease         its worker numbers and marks in PostgreSQL         idgen
 //	idgen/redislease      the same in Redis                                  idgen
 //	shard                 thousands of logical shards on a few PostgreSQLs   idgen
-//	hashkv                compact integer maps in Redis                      -
+//	hashkv                compact maps in Redis, that grow                   -
 //	feedcache             home feeds in Redis, filled on write               -
 //	feedcache/lookaside   object cache with leases in memcached              -
 //

@@ -2,6 +2,7 @@ package hashkv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"math/rand/v2"
@@ -30,16 +31,11 @@ func (m *Map[K, V]) walk(ctx context.Context, yield func(K, V) bool) error {
 	if err != nil {
 		return fail(err)
 	}
-	level, all := v.Level, uint64(1)<<v.Level
+	begun, all := v, uint64(1)<<v.Level
 	for first := uint64(0); first < all; first += walked {
-		// The map may have grown since the last pipeline, and the tombstones of
-		// the buckets that we began with have gone.
-		if v, err = m.look(ctx); err != nil {
-			return fail(err)
-		}
 		var spots []spot
-		for b := first; b < min(first+walked, all); b++ {
-			spots = spot{level, b}.appendAt(spots, v.Level)
+		if v, spots, err = m.stretch(ctx, begun, first, min(first+walked, all)); err != nil {
+			return fail(err)
 		}
 		more := true
 		queue := func(pipe redis.Pipeliner, name string) *redis.MapStringStringCmd { return pipe.HGetAll(ctx, name) }
@@ -69,13 +65,30 @@ func (m *Map[K, V]) walk(ctx context.Context, yield func(K, V) bool) error {
 	return nil
 }
 
-// appendAt appends the buckets of a later level among which s was divided.
-func (s spot) appendAt(to []spot, level int) []spot {
-	for high := range uint64(1) << (level - s.level) {
-		to = append(to, spot{level, s.bucket | high<<s.level})
+// stretch returns what has become of the buckets from first to before last of
+// the map that was begun with: it may have grown since, and the tombstones of
+// those buckets have gone.
+func (m *Map[K, V]) stretch(ctx context.Context, begun *view, first, last uint64) (*view, []spot, error) {
+	v, err := m.look(ctx)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case v.ID != begun.ID:
+		return nil, nil, ErrLost
+	case v.Level < begun.Level:
+		return nil, nil, errWentBack
 	}
-	return to
+	var spots []spot
+	for b := first; b < last; b++ {
+		for high := range uint64(1) << (v.Level - begun.Level) {
+			spots = append(spots, spot{v.Level, b | high<<begun.Level})
+		}
+	}
+	return v, spots, nil
 }
+
+// errWentBack is what a failover does to a map that grew just before.
+var errWentBack = errors.New("the header went back to what it was: try again")
 
 // visit queues a command for each bucket and gives its reply to read: the
 // replies of both halves for a bucket that has been split.
@@ -84,23 +97,28 @@ func visit[C redis.Cmder, K Key, V Value](ctx context.Context, m *Map[K, V], v *
 ) error {
 	for len(spots) > 0 {
 		cmds := make([]C, len(spots))
+		above := make([]*redis.StringCmd, len(spots))
 		pipe := m.rdb.Pipeline()
 		for i, s := range spots {
+			if s.level != v.Level {
+				above[i] = m.peek(ctx, pipe, s, v)
+			}
 			cmds[i] = queue(pipe, m.name(s, v))
 		}
 		_, _ = pipe.Exec(ctx) // each command has its own error
 		var split []spot
 		for i, s := range spots {
 			err := cmds[i].Err()
-			if wrongType(err) {
-				if s.level == maxLevel {
-					return &CorruptError{Key: m.name(s, v), Err: err}
-				}
+			switch {
+			case wrongType(err) && s.level == maxLevel:
+				return &CorruptError{Key: m.name(s, v), Err: err}
+			case wrongType(err):
 				halves := s.halves()
 				split = append(split, halves[:]...)
 				continue
-			}
-			if err == nil {
+			case above[i] != nil && !stands(above[i]):
+				return &CorruptError{Key: m.name(s.parent(), v), Err: errForeign}
+			case err == nil:
 				err = read(s, cmds[i])
 			}
 			if err != nil {

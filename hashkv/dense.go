@@ -193,7 +193,11 @@ func (d *Dense) write(sets ...any) []any {
 }
 
 // name returns the Redis key of a string.
-func (d *Dense) name(number int64) string { return d.prefix + ":" + strconv.FormatInt(number, 10) }
+func (d *Dense) name(number int64) string {
+	b := make([]byte, 0, 48)
+	b = append(append(b, d.prefix...), ':')
+	return string(strconv.AppendInt(b, number, 10))
+}
 
 // slot returns the slot of key as BITFIELD wants it.
 func (d *Dense) slot(key int64) string { return "#" + strconv.FormatInt(key%d.slots, 10) }

@@ -3,7 +3,6 @@ package hashkv
 import (
 	"cmp"
 	"context"
-	"errors"
 	"iter"
 	"slices"
 
@@ -12,10 +11,10 @@ import (
 
 // A part is a command on a string, for entries that follow one another in items.
 type part struct {
-	name  string
-	items []item[int64, int64]
-	first int64 // byte that the command begins at
-	cmd   redis.Cmder
+	name        string
+	items       []item[int64, int64]
+	first, last int64 // bytes that the command is about
+	cmd         redis.Cmder
 }
 
 // nearby is how many bytes between two slots are rather read along than asked
@@ -26,12 +25,16 @@ const nearby = 64
 // pipeline per node, for each 4096 commands, with one command for keys that lie
 // together. After a [PartialError] it also returns what it could read.
 func (d *Dense) GetMulti(ctx context.Context, keys ...int64) (map[int64]int64, error) {
+	return d.getMulti(ctx, "get", keys)
+}
+
+func (d *Dense) getMulti(ctx context.Context, op string, keys []int64) (map[int64]int64, error) {
 	items := make([]item[int64, int64], len(keys))
 	for i, key := range keys {
 		items[i].key = key
 	}
 	found := make(map[int64]int64, len(keys))
-	err := d.many(ctx, "get", items, d.reads, func(p part) {
+	err := d.many(ctx, op, items, d.reads, func(p part) {
 		text := p.cmd.(*redis.StringCmd).Val()
 		for _, it := range p.items {
 			if value, present := d.value(text, it.key%d.slots, p.first); present {
@@ -57,8 +60,9 @@ func (d *Dense) reads(ctx context.Context, items []item[int64, int64]) ([]part, 
 			}
 			last = to
 		}
-		name := d.name(number)
-		parts = append(parts, part{name, items[:n:n], first, redis.NewStringCmd(ctx, "getrange", name, first, last)})
+		parts = append(parts, part{name: d.name(number), items: items[:n:n], first: first, last: last})
+		p := &parts[len(parts)-1] // what is behind a pointer needs no memory of its own as an argument
+		p.cmd = redis.NewStringCmd(ctx, "getrange", &p.name, &p.first, &p.last)
 		items = items[n:]
 	}
 	return parts, items
@@ -116,7 +120,10 @@ func (d *Dense) writes(ctx context.Context, items []item[int64, int64]) ([]part,
 				d.put(bytes, int64(i), it.value)
 			}
 			first := slot * int64(d.width) / 8
-			runs = append(runs, part{name, rest[:whole:whole], first, redis.NewIntCmd(ctx, "setrange", name, first, bytes)})
+			runs = append(runs, part{
+				name: name, items: rest[:whole:whole],
+				cmd: redis.NewIntCmd(ctx, "setrange", name, first, bytes),
+			})
 			rest = rest[whole:]
 		}
 		// The first creates the string at its full length, also for the runs.
@@ -152,11 +159,8 @@ func (d *Dense) eights(items []item[int64, int64]) int {
 // for each 4096 commands: it reads first, because clearing a slot of an absent
 // string would create it. A [PartialError] tells which keys may not be removed.
 func (d *Dense) Delete(ctx context.Context, keys ...int64) error {
-	present, err := d.GetMulti(ctx, keys...)
+	present, err := d.getMulti(ctx, "delete", keys)
 	if err != nil {
-		if partial, ok := errors.AsType[*PartialError[int64]](err); ok {
-			partial.Op = "delete"
-		}
 		return err
 	}
 	items := make([]item[int64, int64], 0, len(present))
@@ -195,7 +199,10 @@ func (d *Dense) many(ctx context.Context, op string, items []item[int64, int64],
 		}
 	}
 	slices.SortFunc(items, func(a, b item[int64, int64]) int {
-		return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(b.order, a.order))
+		if a.key != b.key {
+			return cmp.Compare(a.key, b.key)
+		}
+		return cmp.Compare(b.order, a.order)
 	})
 	items = slices.CompactFunc(items, func(a, b item[int64, int64]) bool { return a.key == b.key })
 	partial := &PartialError[int64]{Op: op, Prefix: d.prefix}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -87,77 +86,70 @@ func (m *Map[K, V]) Grow(ctx context.Context, cfg GrowConfig) error {
 }
 
 func (m *Map[K, V]) grow(ctx context.Context, cfg GrowConfig) error {
-	if _, err := m.look(ctx); err != nil {
-		return err
-	}
-	v, err := m.reread(ctx, time.Now())
+	v, err := m.current(ctx)
 	if err != nil {
 		return err
 	}
+	for !v.Growing {
+		now, err := m.begin(ctx, v)
+		if err != nil || now.Level > v.Level {
+			return err // or another process has doubled the map meanwhile
+		}
+		v = now
+	}
+	return m.finish(ctx, v, cfg)
+}
+
+// begin makes the header say that the map grows, if it is still that of v, and
+// returns what it is then. Whoever did not finish the last time is helped first.
+func (m *Map[K, V]) begin(ctx context.Context, v *view) (*view, error) {
 	if v.Sweeping {
-		if v, err = m.sweep(ctx, v, cfg); err != nil {
-			return err
-		}
+		return m.sweep(ctx, v)
 	}
-	if !v.Growing {
-		if v.Level == maxLevel {
-			return errors.New("no map has more buckets")
-		}
-		next := v.header
-		next.Growing = true
-		if v, err = m.advance(ctx, v, next); err != nil {
-			return err
-		}
-	}
-	level := v.Level
-	for {
-		before, err := runs(ctx, m.rdb)
-		if err == nil {
-			err = m.splitAll(ctx, v, cfg)
-		}
-		if err == nil {
-			err = replicated(ctx, m.rdb, cfg.Replicas)
-		}
-		if err != nil {
-			return err
-		}
-		// A new primary may lack what the old one did. If they are the same
-		// after the walk as before, all buckets that it saw split are split.
-		after, err := runs(ctx, m.rdb)
-		if err != nil {
-			return err
-		}
-		if slices.Equal(before, after) {
-			break
-		}
+	if v.Level == maxLevel {
+		return nil, errors.New("no map has more buckets")
 	}
 	next := v.header
-	next.Level, next.Growing, next.Sweeping = level+1, false, true
-	if v, err = m.advance(ctx, v, next); err != nil {
+	next.Growing = true
+	if _, err := m.swap(ctx, v.header, next); err != nil {
+		return nil, err
+	}
+	return m.current(ctx)
+}
+
+// finish splits all buckets of a map that grows, and takes the next level.
+func (m *Map[K, V]) finish(ctx context.Context, v *view, cfg GrowConfig) error {
+	// A new primary may lack splits that the old one had made.
+	err := onReplicas(ctx, m.rdb, cfg.Replicas, func() error { return m.splitAll(ctx, v, cfg) })
+	if err != nil {
+		return err
+	}
+	next := v.header
+	next.Level, next.Growing, next.Sweeping = v.Level+1, false, true
+	if _, err := m.swap(ctx, v.header, next); err != nil {
 		return err
 	}
 	if err := replicated(ctx, m.rdb, cfg.Replicas); err != nil {
 		return err
 	}
-	if v.Sweeping {
-		_, err = m.sweep(ctx, v, cfg)
+	now, err := m.current(ctx)
+	switch {
+	case err != nil:
+		return err
+	case now.Level < next.Level:
+		return errWentBack
+	case now.Sweeping && now.Level == next.Level:
+		_, err = m.sweep(ctx, now)
 	}
 	return err
 }
 
-// advance replaces the header by next, unless another process has done so.
-func (m *Map[K, V]) advance(ctx context.Context, v *view, next header) (*view, error) {
-	if _, err := m.swap(ctx, v.header, next); err != nil {
+// current returns the header as it is now.
+func (m *Map[K, V]) current(ctx context.Context) (*view, error) {
+	if _, err := m.look(ctx); err != nil {
 		return nil, err
 	}
-	v, err := m.reread(ctx, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	if v.Level < next.Level || v.Level == next.Level && next.Growing && !v.Growing {
-		return nil, errors.New("the header went back: try again")
-	}
-	return v, nil
+	return m.reread(ctx, time.Now())
 }
 
 //go:embed split.lua
@@ -169,13 +161,23 @@ func (m *Map[K, V]) splitAll(ctx context.Context, v *view, cfg GrowConfig) error
 	all := uint64(1) << v.Level
 	first := rand.Uint64N(all)
 	for done := uint64(0); done < all; {
+		now, err := m.look(ctx)
+		switch {
+		case err != nil:
+			return err
+		case now.ID != v.ID:
+			return ErrLost
+		case now.Level < v.Level:
+			return errWentBack
+		case now.Level > v.Level:
+			return nil // others have finished
+		}
 		n := min(uint64(cfg.Parallel), all-done)
 		todo := make([]spot, n)
 		for i := range todo {
 			todo[i] = spot{v.Level, (first + done + uint64(i)) % all}
 		}
 		for len(todo) > 0 {
-			var err error
 			if todo, err = m.splitSome(ctx, v, todo); err != nil {
 				return err
 			}
@@ -249,22 +251,19 @@ func (m *Map[K, V]) splitArgs(s spot, v *view, fields []string) ([]string, []any
 		if err != nil {
 			return nil, nil, &CorruptError{Key: names[0], Err: err}
 		}
-		bucket, next := m.place(key, s.level+1)
+		bucket, rest := m.place(key, s.level+1)
 		half := 1
 		if bucket != s.bucket {
 			half = 2
 		}
-		text := next.text
-		if text == "" {
-			text = string(appendPacked(nil, next.rest))
-		}
-		args = append(args, field, text, half)
+		args = append(args, field, string(m.field(nil, key, rest)), half)
 	}
 	return names, args, nil
 }
 
-// sweep gives the tombstones below the level of v an end of life.
-func (m *Map[K, V]) sweep(ctx context.Context, v *view, cfg GrowConfig) (*view, error) {
+// sweep gives the tombstones below the level of v an end of life, and returns the
+// header as it is then.
+func (m *Map[K, V]) sweep(ctx context.Context, v *view) (*view, error) {
 	all := uint64(1) << (v.Level - 1)
 	for first := uint64(0); first < all; first += 1024 {
 		_, err := m.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -279,7 +278,10 @@ func (m *Map[K, V]) sweep(ctx context.Context, v *view, cfg GrowConfig) (*view, 
 	}
 	next := v.header
 	next.Sweeping = false
-	return m.advance(ctx, v, next)
+	if _, err := m.swap(ctx, v.header, next); err != nil {
+		return nil, err
+	}
+	return m.current(ctx)
 }
 
 // AutoGrow doubles the map whenever its buckets hold more than cfg.Fill entries
@@ -302,20 +304,35 @@ func (m *Map[K, V]) AutoGrow(ctx context.Context, cfg GrowConfig) error {
 }
 
 func (m *Map[K, V]) growIfFull(ctx context.Context, cfg GrowConfig) error {
-	v, err := m.look(ctx)
-	var fill float64
-	if err == nil {
-		fill, err = m.fill(ctx, v)
-	}
-	if err != nil {
+	if err := m.growAbove(ctx, cfg); err != nil {
 		return fmt.Errorf("hashkv: grow %s: %w", m.prefix, err)
 	}
-	bound := cfg.Fill
-	if bound == 0 {
-		bound = min(256, roomFor(v.limits.entries.value))
+	return nil
+}
+
+// growAbove doubles a map that is too full, or finishes what was begun. It looks
+// at the fill and begins by one and the same header, so that of several that do
+// so at a time one doubles the map.
+func (m *Map[K, V]) growAbove(ctx context.Context, cfg GrowConfig) error {
+	v, err := m.current(ctx)
+	if err == nil && v.Sweeping {
+		v, err = m.sweep(ctx, v)
 	}
-	if !v.Growing && !v.Sweeping && fill <= bound {
-		return nil
+	if err != nil {
+		return err
 	}
-	return m.Grow(ctx, cfg)
+	if !v.Growing {
+		bound := cfg.Fill
+		if bound == 0 {
+			bound = min(256, roomFor(v.limits.entries.value))
+		}
+		fill, err := m.fill(ctx, v)
+		if err != nil || fill <= bound {
+			return err
+		}
+		if v, err = m.begin(ctx, v); err != nil || !v.Growing {
+			return err
+		}
+	}
+	return m.finish(ctx, v, cfg)
 }

@@ -154,17 +154,21 @@ const (
 	minEntries = 16
 )
 
-// roomFor returns the largest mean fill at which no bucket passes the limit. The
-// number of entries in a bucket has a Poisson distribution: 6.5 standard
-// deviations above the mean is one bucket in 10^10.
+// The number of entries in a bucket has a Poisson distribution. A map is planned
+// so that the limit is 6.5 standard deviations above the mean, which one bucket
+// in 10^10 passes, and refused from 5.5 on, one in 10^8: the fill of a map is
+// known by a sample only.
+const planned, tolerated = 6.5, 5.5
+
+// roomFor returns the largest mean fill to plan for under a limit.
 func roomFor(limit int) float64 {
-	// m + 6.5 sqrt(m) = limit
-	root := (math.Sqrt(6.5*6.5+4*float64(limit)) - 6.5) / 2
+	// m + planned sqrt(m) = limit
+	root := (math.Sqrt(planned*planned+4*float64(limit)) - planned) / 2
 	return root * root
 }
 
-// wantFor returns the limit that a mean fill needs: the inverse of roomFor.
-func wantFor(fill float64) int { return int(math.Ceil(fill + 6.5*math.Sqrt(fill))) }
+// wantFor returns the least limit for a mean fill.
+func wantFor(fill float64) int { return int(math.Ceil(fill + tolerated*math.Sqrt(fill))) }
 
 // planLevel returns the log2 of the number of buckets for so many entries: the
 // nearest to targetFill, or more buckets if the limit demands it.

@@ -82,7 +82,7 @@
 // old one.
 //
 //	owner:{4Kb}c3  hash, 250 entries      ───►  "split"
-//	owner:{4Kb}183 -                            hash, 124 entries
+//	owner:{4Kb}143 -                            hash, 124 entries
 //	owner:{4Kb}1c3 -                            hash, 126 entries
 //
 // The tombstone is a string. A process that has not heard of the growing sends a

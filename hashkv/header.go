@@ -32,6 +32,8 @@ type header struct {
 	Level    int  `json:"level,omitempty"`
 	Growing  bool `json:"growing,omitempty"`
 	Sweeping bool `json:"sweeping,omitempty"`
+
+	stored string // the JSON, to tell whether it is still that
 }
 
 // match checks that h, which is stored, describes the map that want does.
@@ -160,6 +162,7 @@ func (b *book) load(ctx context.Context) (header, error) {
 	if err := json.Unmarshal([]byte(text), &h); err != nil {
 		return header{}, &CorruptError{Key: b.headerKey(), Err: errors.New("not the header of a map")}
 	}
+	h.stored = text
 	return h, h.match(b.headerKey(), b.want)
 }
 
@@ -173,7 +176,7 @@ func (h header) text() string {
 
 // swap replaces the header if it is still old.
 func (b *book) swap(ctx context.Context, old, next header) (bool, error) {
-	return swapHeader.Run(ctx, b.rdb, []string{b.headerKey()}, old.text(), next.text()).Bool()
+	return swapHeader.Run(ctx, b.rdb, []string{b.headerKey()}, old.stored, next.text()).Bool()
 }
 
 var swapHeader = redis.NewScript(`
@@ -281,4 +284,4 @@ func (b *book) typed(key string, err error) error {
 	return err
 }
 
-func wrongType(err error) bool { return redis.HasErrorPrefix(err, "WRONGTYPE") }
+func wrongType(err error) bool { return err != nil && redis.HasErrorPrefix(err, "WRONGTYPE") }

@@ -57,12 +57,22 @@ func (m *Map[K, V]) Load(ctx context.Context, entries iter.Seq2[K, V], cfg LoadC
 // load cuts a sequence into batches.
 func load[K Key, V Value](ctx context.Context, rdb redis.UniversalClient, entries iter.Seq2[K, V], cfg LoadConfig, send func([]item[K, V]) error) (done int64, err error) {
 	batch := make([]item[K, V], 0, min(cfg.Batch, 1<<16))
-	flush := func() bool {
-		if err = send(batch); err != nil {
-			return false
+	store := send
+	if cfg.Replicas > 0 {
+		store = func(batch []item[K, V]) error {
+			var failed error
+			err := onReplicas(ctx, rdb, cfg.Replicas, func() error {
+				failed = send(batch)
+				return failed
+			})
+			if err != nil && failed == nil {
+				err = fmt.Errorf("hashkv: load: wait for replicas: %w", err)
+			}
+			return err
 		}
-		if err = replicated(ctx, rdb, cfg.Replicas); err != nil {
-			err = fmt.Errorf("hashkv: load: %w", err)
+	}
+	flush := func() bool {
+		if err = store(batch); err != nil {
 			return false
 		}
 		done += int64(len(batch))

@@ -25,159 +25,17 @@ type Value interface{ int64 | string }
 // processes, also while it grows.
 type Map[K Key, V Value] struct {
 	book
-	coder[K, V]
-}
 
-// A Sparse is a map from int64 keys that lie anywhere, such as IDs that begin
-// with a time.
-type Sparse[V Value] = Map[int64, V]
-
-// A Strings is a map from short strings.
-type Strings[V Value] = Map[string, V]
-
-// A coder turns entries into fields of a hash, and back.
-type coder[K Key, V Value] struct {
+	// What the keys make of the map.
 	checkKey func(K) error
-	place    func(key K, level int) (bucket uint64, field fieldText)
+	place    func(key K, level int) (bucket, rest uint64)
+	field    func(b []byte, key K, rest uint64) []byte // appends it
 	key      func(s spot, field string) (K, error)
-	accepts  func(V) string // what would fit, if the value does not
-	encode   func([]byte, V) []byte
-	decode   func(string) (V, error)
 	bytes    int // the longest field or value
-}
 
-// fieldText is a field before it is text: the string, or the number to be packed.
-type fieldText struct {
-	text string
-	rest uint64
-}
-
-// SparseConfig describes a map with int64 keys. Its zero value suits about a
-// million entries. Live, ValueBits and ValueBytes are part of the stored data: a
-// map must be opened with those that it was made with.
-type SparseConfig struct {
-	// Prefix begins every Redis key of the map, before a colon. It must not
-	// contain braces. Default: "sparse".
-	Prefix string
-
-	// Entries is how many entries the map is made for. It becomes buckets of
-	// 91 to 181 entries when the map is made, and means nothing afterwards; a
-	// map that gets more should Grow. Default: 1,000,000.
-	Entries int64
-
-	// Live has a 1 for every bit that a key may have. Bits that are always 0
-	// cost no memory if they are left out, wherever they are: a field has one
-	// byte for every 8 live bits, less those that the bucket's number stands
-	// for. Leading zeros are free in any case. With IDs of idgen, the shard
-	// numbers that are not in use may be left out.
-	// Default: all 64 bits, so that any key is allowed.
-	Live uint64
-
-	// ValueBits is the width of int64 values, 1 to 63: they are 0 to
-	// 2^ValueBits-1. A value takes as many bytes as it has, not as it may have.
-	// Default: 63.
-	ValueBits int
-
-	// ValueBytes is the length up to which string values are allowed, 1 to 64.
-	// Default: 64.
-	ValueBytes int
-
-	// Warn is told what is wrong with a server but stops nothing, when the map
-	// is opened and from AutoGrow. Default: slog.Warn.
-	Warn func(error)
-}
-
-// NewSparse returns the map under cfg.Prefix, with values of type V. It does
-// not talk to Redis, and does not close rdb.
-func NewSparse[V Value](rdb redis.UniversalClient, cfg SparseConfig) (*Sparse[V], error) {
-	if cfg.Prefix == "" {
-		cfg.Prefix = "sparse"
-	}
-	if cfg.Live == 0 {
-		cfg.Live = math.MaxUint64
-	}
-	m, err := newMap[int64, V]("SparseConfig", rdb, cfg.Prefix, cfg.Entries, cfg.ValueBits, cfg.ValueBytes, cfg.Warn)
-	if err != nil {
-		return nil, err
-	}
-	m.want.Map, m.want.Keys = "sparse", fmt.Sprintf("live bits %#x", cfg.Live)
-	live := newMask(cfg.Live)
-	m.bytes = max(m.bytes, (live.width()-minLevel+7)/8)
-	m.checkKey = func(key int64) error {
-		if uint64(key)&^cfg.Live != 0 {
-			return &RangeError{Key: show(key), Limit: fmt.Sprintf("no bits but %#x", cfg.Live)}
-		}
-		return nil
-	}
-	m.place = func(key int64, level int) (uint64, fieldText) {
-		bucket, rest := split(live.squeeze(uint64(key)), level)
-		return bucket, fieldText{rest: rest}
-	}
-	m.key = func(s spot, field string) (int64, error) {
-		rest, err := unpack(field)
-		return int64(live.stretch(join(s.bucket, rest, s.level))), err
-	}
-	return m, nil
-}
-
-// StringsConfig describes a map with string keys. Its zero value suits about a
-// million entries. KeyBytes, ValueBits and ValueBytes are part of the stored
-// data: a map must be opened with those that it was made with.
-type StringsConfig struct {
-	// Prefix begins every Redis key of the map, before a colon. It must not
-	// contain braces. Default: "strings".
-	Prefix string
-
-	// Entries is how many entries the map is made for, as in [SparseConfig].
-	// Default: 1,000,000.
-	Entries int64
-
-	// KeyBytes is the length up to which keys are allowed, 1 to 64. The whole
-	// key is stored. Default: 64.
-	KeyBytes int
-
-	// ValueBits is the width of int64 values, as in [SparseConfig].
-	// Default: 63.
-	ValueBits int
-
-	// ValueBytes is the length up to which string values are allowed, 1 to 64.
-	// Default: 64.
-	ValueBytes int
-
-	// Warn is told what is wrong with a server but stops nothing, when the map
-	// is opened and from AutoGrow. Default: slog.Warn.
-	Warn func(error)
-}
-
-// NewStrings returns the map under cfg.Prefix, with values of type V. It does
-// not talk to Redis, and does not close rdb.
-func NewStrings[V Value](rdb redis.UniversalClient, cfg StringsConfig) (*Strings[V], error) {
-	if cfg.Prefix == "" {
-		cfg.Prefix = "strings"
-	}
-	if cfg.KeyBytes == 0 {
-		cfg.KeyBytes = maxBytes
-	}
-	if cfg.KeyBytes < 1 || cfg.KeyBytes > maxBytes {
-		return nil, fmt.Errorf("hashkv: StringsConfig.KeyBytes is %d: want 1 to %d", cfg.KeyBytes, maxBytes)
-	}
-	m, err := newMap[string, V]("StringsConfig", rdb, cfg.Prefix, cfg.Entries, cfg.ValueBits, cfg.ValueBytes, cfg.Warn)
-	if err != nil {
-		return nil, err
-	}
-	m.want.Map, m.want.Keys = "strings", fmt.Sprintf("up to %d bytes", cfg.KeyBytes)
-	m.bytes = max(m.bytes, cfg.KeyBytes)
-	m.checkKey = func(key string) error {
-		if len(key) > cfg.KeyBytes {
-			return &RangeError{Key: show(key), Limit: "up to " + strconv.Itoa(cfg.KeyBytes) + " bytes"}
-		}
-		return nil
-	}
-	m.place = func(key string, level int) (uint64, fieldText) {
-		return hash(key) & (1<<level - 1), fieldText{text: key}
-	}
-	m.key = func(_ spot, field string) (string, error) { return field, nil }
-	return m, nil
+	// The bound of values: one of them.
+	largest    int64
+	valueBytes int
 }
 
 // maxBytes is the stock hash-max-listpack-value: a longer field or value turns
@@ -208,17 +66,8 @@ func newMap[K Key, V Value](config string, rdb redis.UniversalClient, prefix str
 		if valueBytes != 0 {
 			return nil, fmt.Errorf("hashkv: %s.ValueBytes is %d: want 0, as the values are numbers", config, valueBytes)
 		}
-		largest := int64(math.MaxInt64) >> (63 - valueBits)
-		m.want.Value, m.bytes = strconv.Itoa(valueBits)+" bits", (valueBits+7)/8
-		m.accepts = any(func(v int64) string { return outside(v, largest) }).(func(V) string)
-		m.encode = any(func(b []byte, v int64) []byte { return appendPacked(b, uint64(v)) }).(func([]byte, V) []byte)
-		m.decode = any(func(s string) (int64, error) {
-			x, err := unpack(s)
-			if err == nil && x > uint64(largest) {
-				err = errPacked
-			}
-			return int64(x), err
-		}).(func(string) (V, error))
+		m.largest, m.bytes = math.MaxInt64>>(63-valueBits), (valueBits+7)/8
+		m.want.Value = strconv.Itoa(valueBits) + " bits"
 	case string:
 		if valueBytes == 0 {
 			valueBytes = maxBytes
@@ -229,16 +78,8 @@ func newMap[K Key, V Value](config string, rdb redis.UniversalClient, prefix str
 		if valueBits != 0 {
 			return nil, fmt.Errorf("hashkv: %s.ValueBits is %d: want 0, as the values are strings", config, valueBits)
 		}
-		limit := "up to " + strconv.Itoa(valueBytes) + " bytes"
-		m.want.Value, m.bytes = limit, valueBytes
-		m.accepts = any(func(v string) string {
-			if len(v) > valueBytes {
-				return limit
-			}
-			return ""
-		}).(func(V) string)
-		m.encode = any(func(b []byte, v string) []byte { return append(b, v...) }).(func([]byte, V) []byte)
-		m.decode = any(func(s string) (string, error) { return s, nil }).(func(string) (V, error))
+		m.valueBytes, m.bytes = valueBytes, valueBytes
+		m.want.Value = upTo(valueBytes)
 	}
 	m.plan = func(h *header, l limits) error {
 		if l.entries.value < minEntries {
@@ -274,15 +115,11 @@ func (m *Map[K, V]) Open(ctx context.Context) error { return m.open(ctx) }
 // Get returns the value of key, or [ErrNotFound]. It costs one round trip.
 func (m *Map[K, V]) Get(ctx context.Context, key K) (V, error) {
 	var value V
-	err := m.one(ctx, "get", key, false, func(name, field string) error {
-		stored, err := m.rdb.HGet(ctx, name, field).Result()
-		if err != nil {
-			return err
-		}
-		if value, err = m.decode(stored); err != nil {
-			return &CorruptError{Key: name, Err: err}
-		}
-		return nil
+	err := m.one(ctx, "get", key, false, func(name, field string) redis.Cmder {
+		return redis.NewStringCmd(ctx, "hget", name, field)
+	}, func(cmd redis.Cmder) (err error) {
+		value, err = m.decode(cmd.(*redis.StringCmd).Val())
+		return err
 	})
 	return value, err
 }
@@ -292,9 +129,9 @@ func (m *Map[K, V]) Set(ctx context.Context, key K, value V) error {
 	if err := m.checkValue("set", key, value); err != nil {
 		return err
 	}
-	return m.one(ctx, "set", key, true, func(name, field string) error {
-		return m.rdb.HSet(ctx, name, field, m.text(value)).Err()
-	})
+	return m.one(ctx, "set", key, true, func(name, field string) redis.Cmder {
+		return redis.NewIntCmd(ctx, "hset", name, field, m.text(value))
+	}, nil)
 }
 
 // SetNX stores value under key if the key is absent, and reports whether it
@@ -305,20 +142,22 @@ func (m *Map[K, V]) SetNX(ctx context.Context, key K, value V) (bool, error) {
 		return false, err
 	}
 	var done bool
-	err := m.one(ctx, "setnx", key, true, func(name, field string) error {
-		var err error
-		done, err = m.rdb.HSetNX(ctx, name, field, m.text(value)).Result()
-		return err
+	err := m.one(ctx, "setnx", key, true, func(name, field string) redis.Cmder {
+		return redis.NewBoolCmd(ctx, "hsetnx", name, field, m.text(value))
+	}, func(cmd redis.Cmder) error {
+		done = cmd.(*redis.BoolCmd).Val()
+		return nil
 	})
 	return done, err
 }
 
-// one runs a command on the bucket of key: on one of its halves if the bucket
-// has been split, which the command finds out by the tombstone.
-func (m *Map[K, V]) one(ctx context.Context, op string, key K, write bool, run func(name, field string) error) error {
+// one runs a command on the bucket of key, and gives the reply to read.
+func (m *Map[K, V]) one(ctx context.Context, op string, key K, write bool,
+	build func(name, field string) redis.Cmder, read func(redis.Cmder) error,
+) error {
 	err := m.checkKey(key)
 	if err == nil {
-		err = m.descend(ctx, key, write, run)
+		err = m.descend(ctx, key, write, build, read)
 	}
 	switch {
 	case err == nil:
@@ -329,25 +168,74 @@ func (m *Map[K, V]) one(ctx context.Context, op string, key K, write bool, run f
 	return keyError(op, m.prefix, key, err)
 }
 
-func (m *Map[K, V]) descend(ctx context.Context, key K, write bool, run func(name, field string) error) error {
+// descend runs the command on the bucket, or on the half of it if the bucket has
+// been split, which a command finds out by the tombstone.
+func (m *Map[K, V]) descend(ctx context.Context, key K, write bool,
+	build func(name, field string) redis.Cmder, read func(redis.Cmder) error,
+) error {
 	v, err := m.look(ctx)
 	if err != nil {
 		return err
 	}
-	for level := v.Level; ; {
+	level := v.Level
+	for range maxRounds {
 		if write && v.refuse != nil {
 			return v.refuse
 		}
 		sent := time.Now()
-		name, field := m.locate(key, level, v.Tagged)
-		if err := run(name, field); !wrongType(err) {
-			return err
+		bucket, rest := m.place(key, level)
+		s := spot{level, bucket}
+		name, field := m.locate(key, s, rest, v.Tagged)
+		cmd := build(name, field)
+		var above *redis.StringCmd
+		if level == v.Level {
+			_ = m.rdb.Process(ctx, cmd) // the command has its error
+		} else {
+			pipe := m.rdb.Pipeline()
+			above = m.peek(ctx, pipe, s, v)
+			_ = pipe.Process(ctx, cmd) // queues it, and cannot fail
+			_, _ = pipe.Exec(ctx)      // each command has its own error
 		}
-		if v, level, err = m.below(ctx, v, level, name, sent); err != nil {
+		err := cmd.Err()
+		switch {
+		case wrongType(err):
+			if v, level, err = m.below(ctx, v, level, name, sent); err != nil {
+				return err
+			}
+			continue
+		case err != nil && !errors.Is(err, redis.Nil):
 			return err
+		case above != nil && !stands(above):
+			level = v.Level // a failover brought the bucket back
+			continue
 		}
+		if err == nil && read != nil {
+			if err = read(cmd); err != nil {
+				err = &CorruptError{Key: name, Err: err}
+			}
+		}
+		return err
 	}
+	bucket, _ := m.place(key, v.Level)
+	return &CorruptError{Key: m.name(spot{v.Level, bucket}, v), Err: errForeign}
 }
+
+// maxRounds is more than a bucket can go forth by growing and back by failovers
+// in one call.
+const maxRounds = 8
+
+// errForeign is said of a Redis key that holds neither entries nor a tombstone.
+var errForeign = errors.New("not a bucket: the Redis key has another type")
+
+// peek queues the command that looks for a tombstone above s. In one pipeline
+// with a command on s, and before it, it tells that the same server saw both: a
+// failover may bring back the bucket above, and then s is not in use.
+func (m *Map[K, V]) peek(ctx context.Context, pipe redis.Pipeliner, s spot, v *view) *redis.StringCmd {
+	return pipe.Get(ctx, m.name(s.parent(), v))
+}
+
+// stands reports whether peek has seen a tombstone.
+func stands(above *redis.StringCmd) bool { return above.Err() == nil && above.Val() == tombstone }
 
 // below returns the level at which to look for the entries of a bucket that
 // turned out to be no hash at the given level: one that was split holds a
@@ -372,20 +260,16 @@ func (m *Map[K, V]) below(ctx context.Context, v *view, level int, name string, 
 		return v, level + 1, nil
 	}
 	if err == nil || wrongType(err) {
-		err = &CorruptError{Key: name, Err: errors.New("not a bucket: the Redis key has another type")}
+		err = &CorruptError{Key: name, Err: errForeign}
 	}
 	return nil, 0, err
 }
 
-// locate returns the Redis key of the bucket that key is in, and its field.
-func (m *Map[K, V]) locate(key K, level, tagged int) (name, field string) {
-	bucket, f := m.place(key, level)
-	b := spot{level, bucket}.appendName(make([]byte, 0, 48), m.prefix, tagged)
-	if f.text != "" {
-		return string(b), f.text
-	}
+// locate returns the Redis key of the bucket s that key is in, and its field.
+func (m *Map[K, V]) locate(key K, s spot, rest uint64, tagged int) (name, field string) {
+	b := s.appendName(make([]byte, 0, 64), m.prefix, tagged)
 	n := len(b)
-	text := string(appendPacked(b, f.rest))
+	text := string(m.field(b, key, rest))
 	return text[:n], text[n:]
 }
 
@@ -394,14 +278,49 @@ func (m *Map[K, V]) name(s spot, v *view) string {
 }
 
 // text returns a value as Redis stores it.
-func (m *Map[K, V]) text(value V) string { return string(m.encode(make([]byte, 0, 8), value)) }
+func (m *Map[K, V]) text(value V) string {
+	switch value := any(value).(type) {
+	case int64:
+		return string(appendPacked(make([]byte, 0, 8), uint64(value)))
+	case string:
+		return value
+	}
+	panic("bug: a value of another type")
+}
+
+// decode is the inverse of text.
+func (m *Map[K, V]) decode(stored string) (value V, err error) {
+	switch p := any(&value).(type) {
+	case *int64:
+		var x uint64
+		if x, err = unpack(stored); x > uint64(m.largest) {
+			err = errPacked
+		}
+		*p = int64(x)
+	case *string:
+		*p = stored
+	}
+	return value, err
+}
 
 func (m *Map[K, V]) checkValue(op string, key K, value V) error {
-	if want := m.accepts(value); want != "" {
+	var want string
+	switch value := any(value).(type) {
+	case int64:
+		want = outside(value, m.largest)
+	case string:
+		if len(value) > m.valueBytes {
+			want = upTo(m.valueBytes)
+		}
+	}
+	if want != "" {
 		return keyError(op, m.prefix, key, &RangeError{Key: show(key), Value: true, Limit: want})
 	}
 	return nil
 }
+
+// upTo says how long something may be.
+func upTo(bytes int) string { return "up to " + strconv.Itoa(bytes) + " bytes" }
 
 // outside returns the range that x is outside of, or nothing.
 func outside(x, largest int64) string {

@@ -20,14 +20,17 @@ type item[K Key, V Value] struct {
 	value  V
 	order  int // in which the caller gave it
 	bucket uint64
+	rest   uint64
 	level  int
 }
 
 // A group is the items that one command is for.
 type group[K Key, V Value] struct {
-	items []item[K, V]
-	name  string
-	cmd   redis.Cmder
+	items  []item[K, V]
+	name   string
+	fields []string
+	cmd    redis.Cmder
+	above  *redis.StringCmd // looks for the tombstone above a half
 }
 
 // GetMulti returns the values of keys; absent ones are left out. It costs one
@@ -40,40 +43,35 @@ func (m *Map[K, V]) GetMulti(ctx context.Context, keys ...K) (map[K]V, error) {
 		items[i] = item[K, V]{key: key, order: i}
 	}
 	err := m.many(ctx, "get", false, items,
-		func(g *group[K, V], fields []string) redis.Cmder {
-			if len(fields) == 1 {
-				return redis.NewStringCmd(ctx, "hget", g.name, fields[0])
+		func(g *group[K, V]) redis.Cmder {
+			if len(g.fields) == 1 {
+				return redis.NewStringCmd(ctx, g.args("hget")...)
 			}
-			return redis.NewSliceCmd(ctx, append([]any{"hmget", g.name}, anys(fields)...)...)
+			return redis.NewSliceCmd(ctx, g.args("hmget")...)
 		},
-		func(g *group[K, V]) error {
+		func(g *group[K, V], fail func([]item[K, V], error)) {
+			keep := func(i int, stored string) {
+				value, err := m.decode(stored)
+				if err != nil {
+					fail(g.items[i:i+1], &CorruptError{Key: g.name, Err: err})
+					return
+				}
+				found[g.items[i].key] = value
+			}
 			switch cmd := g.cmd.(type) {
 			case *redis.StringCmd:
-				if errors.Is(cmd.Err(), redis.Nil) {
-					return nil
+				if cmd.Err() == nil { // not redis.Nil
+					keep(0, cmd.Val())
 				}
-				return m.keep(found, g.items[0].key, cmd.Val())
 			case *redis.SliceCmd:
 				for i, stored := range cmd.Val() {
 					if stored, present := stored.(string); present {
-						if err := m.keep(found, g.items[i].key, stored); err != nil {
-							return err
-						}
+						keep(i, stored)
 					}
 				}
 			}
-			return nil
 		})
 	return found, err
-}
-
-func (m *Map[K, V]) keep(found map[K]V, key K, stored string) error {
-	value, err := m.decode(stored)
-	if err != nil {
-		return err
-	}
-	found[key] = value
-	return nil
 }
 
 // SetMulti stores entries. It costs one pipeline per node, for each 4096
@@ -96,11 +94,11 @@ func (m *Map[K, V]) setItems(ctx context.Context, op string, items []item[K, V])
 		}
 	}
 	return m.many(ctx, op, true, items,
-		func(g *group[K, V], fields []string) redis.Cmder {
-			args := make([]any, 0, 2+2*len(fields))
-			args = append(args, "hset", g.name)
-			for i, field := range fields {
-				args = append(args, field, m.text(g.items[i].value))
+		func(g *group[K, V]) redis.Cmder {
+			args := make([]any, 0, 2+2*len(g.fields))
+			args = append(args, "hset", &g.name)
+			for i := range g.fields {
+				args = append(args, &g.fields[i], m.text(g.items[i].value))
 			}
 			return redis.NewIntCmd(ctx, args...)
 		}, nil)
@@ -114,16 +112,14 @@ func (m *Map[K, V]) Delete(ctx context.Context, keys ...K) error {
 		items[i] = item[K, V]{key: key, order: i}
 	}
 	return m.many(ctx, "delete", true, items,
-		func(g *group[K, V], fields []string) redis.Cmder {
-			return redis.NewIntCmd(ctx, append([]any{"hdel", g.name}, anys(fields)...)...)
-		}, nil)
+		func(g *group[K, V]) redis.Cmder { return redis.NewIntCmd(ctx, g.args("hdel")...) }, nil)
 }
 
 // many sends the command that build makes for each bucket of items, and gives
 // those that succeeded to read. Buckets that turn out to be split are asked
 // again at the next level.
 func (m *Map[K, V]) many(ctx context.Context, op string, write bool, items []item[K, V],
-	build func(g *group[K, V], fields []string) redis.Cmder, read func(g *group[K, V]) error,
+	build func(*group[K, V]) redis.Cmder, read func(g *group[K, V], fail func([]item[K, V], error)),
 ) error {
 	if len(items) == 0 {
 		return nil
@@ -153,37 +149,38 @@ func (m *Map[K, V]) many(ctx context.Context, op string, write bool, items []ite
 	for i := range items {
 		items[i].level = v.Level
 	}
-	for len(items) > 0 {
+	for round := 0; len(items) > 0; round++ {
 		m.arrange(items)
+		if round == maxRounds {
+			name, _ := m.locate(items[0].key, spot{items[0].level, items[0].bucket}, 0, v.Tagged)
+			fail(items, &CorruptError{Key: name, Err: errForeign})
+			break
+		}
 		var again []item[K, V]
 		for len(items) > 0 {
 			var groups []group[K, V]
 			groups, items = m.take(items, v, build)
 			sent := time.Now()
-			m.send(ctx, groups)
+			m.send(ctx, groups, v)
 			for i := range groups {
 				g := &groups[i]
+				level := v.Level // where to begin again
 				err := g.cmd.Err()
-				if wrongType(err) {
+				switch {
+				case wrongType(err):
 					var now *view
-					var level int
-					if now, level, err = m.below(ctx, v, g.items[0].level, g.name, sent); err == nil {
-						for _, it := range g.items {
-							it.level = level
-							again = append(again, it)
-						}
-						v = now
+					if now, level, err = m.below(ctx, v, g.items[0].level, g.name, sent); err != nil {
+						fail(g.items, err)
 						continue
 					}
-				} else if err == nil || errors.Is(err, redis.Nil) {
-					if err = nil; read != nil {
-						if err = read(g); err != nil {
-							err = &CorruptError{Key: g.name, Err: err}
-						}
-					}
-				}
-				if err != nil {
+					v = now
+					again = moved(again, g.items, level)
+				case err != nil && !errors.Is(err, redis.Nil):
 					fail(g.items, err)
+				case g.above != nil && !stands(g.above):
+					again = moved(again, g.items, level) // a failover brought the bucket back
+				case read != nil:
+					read(g, fail)
 				}
 			}
 		}
@@ -195,53 +192,70 @@ func (m *Map[K, V]) many(ctx context.Context, op string, write bool, items []ite
 	return nil
 }
 
+// moved appends items to those that are looked for again, at the given level.
+func moved[K Key, V Value](again, items []item[K, V], level int) []item[K, V] {
+	for _, it := range items {
+		it.level = level
+		again = append(again, it)
+	}
+	return again
+}
+
 // arrange places items at their levels, and puts those of a bucket together.
 func (m *Map[K, V]) arrange(items []item[K, V]) {
 	for i := range items {
-		items[i].bucket, _ = m.place(items[i].key, items[i].level)
+		it := &items[i]
+		it.bucket, it.rest = m.place(it.key, it.level)
 	}
 	slices.SortFunc(items, func(a, b item[K, V]) int {
-		return cmp.Or(cmp.Compare(a.bucket, b.bucket), cmp.Compare(a.level, b.level), cmp.Compare(a.order, b.order))
+		if a.bucket != b.bucket {
+			return cmp.Compare(a.bucket, b.bucket)
+		}
+		return cmp.Or(cmp.Compare(a.level, b.level), cmp.Compare(a.order, b.order))
 	})
 }
 
 // take returns the commands of one pipeline, and the items that are left.
-func (m *Map[K, V]) take(items []item[K, V], v *view, build func(g *group[K, V], fields []string) redis.Cmder) ([]group[K, V], []item[K, V]) {
+func (m *Map[K, V]) take(items []item[K, V], v *view, build func(*group[K, V]) redis.Cmder) ([]group[K, V], []item[K, V]) {
 	groups := make([]group[K, V], 0, min(len(items), maxPipeline))
 	chunk := v.limits.chunk()
-	var fields []string
 	for len(items) > 0 && len(groups) < maxPipeline {
 		n := 1
 		for n < min(len(items), chunk) && items[n].bucket == items[0].bucket && items[n].level == items[0].level {
 			n++
 		}
-		g := group[K, V]{items: items[:n:n]}
-		fields = fields[:0]
+		groups = append(groups, group[K, V]{items: items[:n:n], fields: make([]string, n)})
+		g := &groups[len(groups)-1]
 		for i := range g.items {
-			var field string
-			g.name, field = m.locate(g.items[i].key, g.items[i].level, v.Tagged)
-			fields = append(fields, field)
+			it := &g.items[i]
+			g.name, g.fields[i] = m.locate(it.key, spot{it.level, it.bucket}, it.rest, v.Tagged)
 		}
-		g.cmd = build(&g, fields)
-		groups = append(groups, g)
+		g.cmd = build(g)
 		items = items[n:]
 	}
 	return groups, items
 }
 
 // send runs the commands of groups; each has its own error then.
-func (m *Map[K, V]) send(ctx context.Context, groups []group[K, V]) {
+func (m *Map[K, V]) send(ctx context.Context, groups []group[K, V], v *view) {
 	pipe := m.rdb.Pipeline()
 	for i := range groups {
-		_ = pipe.Process(ctx, groups[i].cmd) // queues it, and cannot fail
+		g := &groups[i]
+		if at := g.items[0]; at.level != v.Level {
+			g.above = m.peek(ctx, pipe, spot{at.level, at.bucket}, v)
+		}
+		_ = pipe.Process(ctx, g.cmd) // queues it, and cannot fail
 	}
 	_, _ = pipe.Exec(ctx) // the first error of the commands
 }
 
-func anys(texts []string) []any {
-	all := make([]any, len(texts))
-	for i, text := range texts {
-		all[i] = text
+// args returns the arguments of a command on all fields of g. A string behind a
+// pointer needs no memory of its own to become one.
+func (g *group[K, V]) args(verb string) []any {
+	args := make([]any, 0, 2+len(g.fields))
+	args = append(args, verb, &g.name)
+	for i := range g.fields {
+		args = append(args, &g.fields[i])
 	}
-	return all
+	return args
 }

@@ -61,6 +61,28 @@ func infoField(info, field string) string {
 	return ""
 }
 
+// onReplicas does what do does, and waits until n replicas of every primary have
+// it. It does so again if another server has become a primary meanwhile: that
+// one may not have what was done on the old one.
+func onReplicas(ctx context.Context, rdb redis.UniversalClient, n int, do func() error) error {
+	for {
+		before, err := runs(ctx, rdb)
+		if err != nil {
+			return err
+		}
+		if err = do(); err != nil {
+			return err
+		}
+		if err = replicated(ctx, rdb, n); err != nil {
+			return err
+		}
+		after, err := runs(ctx, rdb)
+		if err != nil || slices.Equal(before, after) {
+			return err
+		}
+	}
+}
+
 // replicaTimeout is how long a server may take to bring replicas up to date
 // before a call that waits for that gives up.
 const replicaTimeout = 10 * time.Second

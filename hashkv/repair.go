@@ -42,14 +42,11 @@ func (m *Map[K, V]) Repair(ctx context.Context, cfg RepairConfig) (RepairReport,
 	if err != nil {
 		return fail(err)
 	}
-	level, all := v.Level, uint64(1)<<v.Level
+	begun, all := v, uint64(1)<<v.Level
 	for first := uint64(0); first < all; first += walked {
-		if v, err = m.look(ctx); err != nil {
-			return fail(err)
-		}
 		var spots []spot
-		for b := first; b < min(first+walked, all); b++ {
-			spots = spot{level, b}.appendAt(spots, v.Level)
+		if v, spots, err = m.stretch(ctx, begun, first, min(first+walked, all)); err != nil {
+			return fail(err)
 		}
 		queue := func(pipe redis.Pipeliner, name string) *redis.Cmd {
 			return pipe.Eval(ctx, repairLua, []string{name}, v.limits.chunk(), v.limits.entries.value)

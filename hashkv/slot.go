@@ -56,6 +56,9 @@ func (s spot) halves() [2]spot {
 	return [2]spot{{s.level + 1, s.bucket}, {s.level + 1, s.bucket | 1<<s.level}}
 }
 
+// parent returns the bucket that s is a half of.
+func (s spot) parent() spot { return spot{s.level - 1, s.bucket & (1<<(s.level-1) - 1)} }
+
 // appendName appends the Redis key of s in a map with 2^tagged tags. The low
 // bits of the bucket choose the tag; the others follow in hexadecimal, behind a
 // 1 that tells the level:

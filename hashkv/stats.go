@@ -89,7 +89,7 @@ func (m *Map[K, V]) Stats(ctx context.Context, cfg StatsConfig) (Stats, error) {
 }
 
 func (m *Map[K, V]) stats(ctx context.Context, cfg StatsConfig) (Stats, error) {
-	v, err := m.look(ctx)
+	v, err := m.current(ctx)
 	if err != nil {
 		return Stats{}, err
 	}
@@ -146,6 +146,10 @@ func (m *Map[K, V]) measure(ctx context.Context, v *view, spots []spot, stats *S
 		}
 		if err != nil {
 			return 0, err
+		}
+		switch encoding {
+		case "int", "embstr", "raw":
+			continue // split just now
 		}
 		stats.Encodings[encoding]++
 		if !compact(encoding) && len(stats.Oversize) < 100 {
