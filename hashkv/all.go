@@ -27,7 +27,7 @@ func (m *Map[K, V]) All(ctx context.Context) (iter.Seq2[K, V], func() error) {
 
 func (m *Map[K, V]) walk(ctx context.Context, yield func(K, V) bool) error {
 	fail := func(err error) error { return fmt.Errorf("hashkv: all %s: %w", m.prefix, err) }
-	v, err := m.look(ctx)
+	v, err := m.look(ctx, false)
 	if err != nil {
 		return fail(err)
 	}
@@ -69,7 +69,7 @@ func (m *Map[K, V]) walk(ctx context.Context, yield func(K, V) bool) error {
 // the map that was begun with: it may have grown since, and the tombstones of
 // those buckets have gone.
 func (m *Map[K, V]) stretch(ctx context.Context, begun *view, first, last uint64) (*view, []spot, error) {
-	v, err := m.look(ctx)
+	v, err := m.look(ctx, false)
 	switch {
 	case err != nil:
 		return nil, nil, err
@@ -134,7 +134,7 @@ func visit[C redis.Cmder, K Key, V Value](ctx context.Context, m *Map[K, V], v *
 // more.
 func (v *view) sample(n int) []spot {
 	all := uint64(1) << v.Level
-	spots := make([]spot, 0, n)
+	spots := make([]spot, 0, min(uint64(n), all))
 	if uint64(n) >= all {
 		for b := range all {
 			spots = append(spots, spot{v.Level, b})

@@ -88,6 +88,7 @@ func (l benchTable[K]) load(ctx context.Context) error {
 }
 
 func (l benchTable[K]) get(ctx context.Context, i int64) (int64, error) { return l.Get(ctx, l.key(i)) }
+
 func (l benchTable[K]) set(ctx context.Context, i, value int64) error {
 	return l.Set(ctx, l.key(i), value)
 }
@@ -267,7 +268,8 @@ func benchGetMulti(ctx context.Context, s benchServer) error {
 // BenchmarkByTurns compares the throughput of dense and sparse maps with that of
 // plain keys: each in turn for 50 ms, so that a busy moment of the machine harms
 // one round and not one layout. The metrics are medians of the rounds' ratios;
-// -benchtime=100x gives them 100 rounds.
+// -benchtime=100x gives them 100 rounds. A call takes several times as long if it
+// wakes another core, which `taskset -c 0 go test` rules out.
 func BenchmarkByTurns(b *testing.B) {
 	const slice = 50 * time.Millisecond
 	var servers []benchServer

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -25,28 +26,62 @@ func (d *Dense) All(ctx context.Context) (iter.Seq2[int64, int64], func() error)
 }
 
 func (d *Dense) walk(ctx context.Context, yield func(int64, int64) bool) error {
-	for first := int64(0); first < d.strings(); first += walked {
-		numbers := make([]int64, min(walked, d.strings()-first))
-		for i := range numbers {
-			numbers[i] = first + int64(i)
-		}
-		if _, err := d.look(ctx); err != nil {
+	for first := int64(0); first < d.strings(); first += maxPipeline {
+		there, err := d.existing(ctx, first)
+		if err != nil {
 			return err
 		}
-		texts := onStrings(ctx, d, numbers, whole(ctx))
-		for i, text := range texts {
-			if err := text.Err(); err != nil && !errors.Is(err, redis.Nil) {
-				return d.typed(d.name(numbers[i]), err)
-			}
-			for slot := range d.slots {
-				value, present := d.value(text.Val(), slot, 0)
-				if present && !yield(numbers[i]*d.slots+slot, value) {
-					return nil
+		for numbers := range slices.Chunk(there, walked) {
+			for i, text := range onStrings(ctx, d, numbers, whole(ctx)) {
+				more, err := d.yieldString(numbers[i], text, yield)
+				if err != nil || !more {
+					return err
 				}
 			}
 		}
 	}
 	return nil
+}
+
+// existing returns which of the maxPipeline strings from first on there are: a
+// map may have many that it has not.
+func (d *Dense) existing(ctx context.Context, first int64) ([]int64, error) {
+	if _, err := d.look(ctx, false); err != nil {
+		return nil, err
+	}
+	numbers := make([]int64, min(maxPipeline, d.strings()-first))
+	for i := range numbers {
+		numbers[i] = first + int64(i)
+	}
+	var there []int64
+	lengths := func(pipe redis.Pipeliner, name string) *redis.IntCmd { return pipe.StrLen(ctx, name) }
+	for i, cmd := range onStrings(ctx, d, numbers, lengths) {
+		if err := cmd.Err(); err != nil {
+			return nil, d.typed(d.name(numbers[i]), err)
+		}
+		if cmd.Val() > 0 {
+			there = append(there, numbers[i])
+		}
+	}
+	return there, nil
+}
+
+// yieldString yields the entries of a string, and reports whether more are
+// wanted.
+func (d *Dense) yieldString(number int64, text *redis.StringCmd, yield func(int64, int64) bool) (bool, error) {
+	if err := text.Err(); err != nil && !errors.Is(err, redis.Nil) {
+		return false, d.typed(d.name(number), err)
+	}
+	for slot := range min(d.slots, d.maxKey-number*d.slots+1) {
+		value, present, err := d.value(text.Val(), slot, 0)
+		if err != nil {
+			return false, &CorruptError{Key: d.name(number), Err: err}
+		}
+		if present && !yield(number*d.slots+slot, value) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // whole queues the command that reads a string.
@@ -85,30 +120,20 @@ func (d *Dense) Stats(ctx context.Context, cfg StatsConfig) (Stats, error) {
 
 func (d *Dense) stats(ctx context.Context, cfg StatsConfig) (Stats, error) {
 	stats := Stats{Buckets: d.strings(), Encodings: make(map[string]int)}
-	lengths := func(pipe redis.Pipeliner, name string) *redis.IntCmd { return pipe.StrLen(ctx, name) }
 	var there []int64 // a sample of the strings that are
 	var strings int64
 	for first := int64(0); first < d.strings(); first += maxPipeline {
-		if _, err := d.look(ctx); err != nil {
+		numbers, err := d.existing(ctx, first)
+		if err != nil {
 			return Stats{}, err
 		}
-		numbers := make([]int64, min(maxPipeline, d.strings()-first))
-		for i := range numbers {
-			numbers[i] = first + int64(i)
-		}
-		for i, cmd := range onStrings(ctx, d, numbers, lengths) {
-			if err := cmd.Err(); err != nil {
-				return Stats{}, d.typed(d.name(numbers[i]), err)
-			}
-			if cmd.Val() == 0 {
-				continue
-			}
+		for _, number := range numbers {
 			// Each of those so far is in the sample with the same chance.
 			strings++
 			if len(there) < cfg.Sample {
-				there = append(there, numbers[i])
+				there = append(there, number)
 			} else if at := rand.Int64N(strings); at < int64(cfg.Sample) {
-				there[at] = numbers[i]
+				there[at] = number
 			}
 		}
 	}
@@ -126,7 +151,7 @@ func (d *Dense) stats(ctx context.Context, cfg StatsConfig) (Stats, error) {
 		}
 		n := 0
 		for slot := range d.slots {
-			if _, present := d.value(text.Val(), slot, 0); present {
+			if _, present, _ := d.value(text.Val(), slot, 0); present {
 				n++
 			}
 		}

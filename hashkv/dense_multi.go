@@ -3,6 +3,7 @@ package hashkv
 import (
 	"cmp"
 	"context"
+	"errors"
 	"iter"
 	"slices"
 
@@ -34,10 +35,14 @@ func (d *Dense) getMulti(ctx context.Context, op string, keys []int64) (map[int6
 		items[i].key = key
 	}
 	found := make(map[int64]int64, len(keys))
-	err := d.many(ctx, op, items, d.reads, func(p part) {
+	err := d.many(ctx, op, items, d.reads, func(p part, fail func([]item[int64, int64], error)) {
 		text := p.cmd.(*redis.StringCmd).Val()
-		for _, it := range p.items {
-			if value, present := d.value(text, it.key%d.slots, p.first); present {
+		for i, it := range p.items {
+			value, present, err := d.value(text, it.key%d.slots, p.first)
+			switch {
+			case err != nil:
+				fail(p.items[i:i+1], &CorruptError{Key: p.name, Err: err})
+			case present:
 				found[it.key] = value
 			}
 		}
@@ -160,14 +165,22 @@ func (d *Dense) eights(items []item[int64, int64]) int {
 // string would create it. A [PartialError] tells which keys may not be removed.
 func (d *Dense) Delete(ctx context.Context, keys ...int64) error {
 	present, err := d.getMulti(ctx, "delete", keys)
-	if err != nil {
+	unread, partly := errors.AsType[*PartialError[int64]](err)
+	if err != nil && !partly {
 		return err
 	}
 	items := make([]item[int64, int64], 0, len(present))
 	for key := range present {
 		items = append(items, item[int64, int64]{key: key, value: cleared})
 	}
-	return d.many(ctx, "delete", items, d.writes, nil)
+	err = d.many(ctx, "delete", items, d.writes, nil)
+	if unread == nil {
+		return err
+	}
+	if unwritten, ok := errors.AsType[*PartialError[int64]](err); ok {
+		unread.Failed = append(unread.Failed, unwritten.Failed...)
+	}
+	return unread
 }
 
 // Load stores all entries of a sequence, and returns how many of them, from the
@@ -180,7 +193,7 @@ func (d *Dense) Load(ctx context.Context, entries iter.Seq2[int64, int64], cfg L
 	if err := cfg.complete(); err != nil {
 		return 0, err
 	}
-	return load(ctx, d.rdb, entries, cfg, func(batch []item[int64, int64]) error {
+	return load(ctx, &d.book, entries, cfg, func(batch []item[int64, int64]) error {
 		return d.setItems(ctx, "load", batch)
 	})
 }
@@ -188,7 +201,7 @@ func (d *Dense) Load(ctx context.Context, entries iter.Seq2[int64, int64], cfg L
 // many sends the commands that build makes of items, and gives those that
 // succeeded to read.
 func (d *Dense) many(ctx context.Context, op string, items []item[int64, int64],
-	build func(ctx context.Context, items []item[int64, int64]) ([]part, []item[int64, int64]), read func(part),
+	build func(ctx context.Context, items []item[int64, int64]) ([]part, []item[int64, int64]), read func(p part, fail func([]item[int64, int64], error)),
 ) error {
 	if len(items) == 0 {
 		return nil
@@ -214,7 +227,7 @@ func (d *Dense) many(ctx context.Context, op string, items []item[int64, int64],
 			partial.Err = err
 		}
 	}
-	if _, err := d.look(ctx); err != nil {
+	if _, err := d.look(ctx, false); err != nil {
 		fail(items, err)
 		return partial
 	}
@@ -230,7 +243,7 @@ func (d *Dense) many(ctx context.Context, op string, items []item[int64, int64],
 			if err := p.cmd.Err(); err != nil {
 				fail(p.items, d.typed(p.name, err))
 			} else if read != nil {
-				read(p)
+				read(p, fail)
 			}
 		}
 	}

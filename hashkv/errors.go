@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 )
 
 // ErrNotFound is returned by Get when the map has no such key. It may be
@@ -12,8 +13,9 @@ var ErrNotFound = errors.New("hashkv: not found")
 
 // ErrLost is returned, wrapped, by every call on a map whose header has
 // vanished or belongs to another map since it was opened: Redis came back
-// empty, or its data was replaced. Nothing is written then. Fill the map anew
-// after Open, which takes the map as it is, or begins an empty one.
+// empty, or its data was replaced. A process notices within a second; until
+// then calls find what is there, and writes go there. Fill the map anew after
+// Open, which takes the map as it is, or begins an empty one.
 var ErrLost = errors.New("the map in Redis is gone, or another one")
 
 // A RangeError reports a key or a value that the map cannot hold. It is
@@ -48,9 +50,10 @@ func (e *MismatchError) Error() string {
 	return fmt.Sprintf("%s: the map in Redis has %s %s, and this one %s", e.Key, e.Field, e.Stored, e.Wanted)
 }
 
-// A LimitError is returned, wrapped, by writes when a bucket would leave the
-// compact encoding on a server: raise the setting there, or Grow the map. Reads
-// go on.
+// A LimitError is returned, wrapped, by writes and by Open when buckets would
+// leave the compact encoding on a server: raise the setting there, or Grow the
+// map if they hold too many entries. All but Set, SetMulti, SetNX and Load go on
+// as before.
 type LimitError struct {
 	Node    string // the server
 	Setting string // such as "hash-max-listpack-entries"
@@ -65,7 +68,8 @@ func (e *LimitError) Error() string {
 }
 
 // A CorruptError is returned, wrapped, when a Redis key of the map holds what
-// the map did not write: a value of another type, or bytes that are no entry.
+// the map did not write: a value of another type, or bytes that are no entry. It
+// stops All and Grow until that is deleted.
 type CorruptError struct {
 	Key string // the Redis key
 	Err error
@@ -89,15 +93,15 @@ type PartialError[K Key] struct {
 
 // Error names the operation, the first keys that failed and the cause.
 func (e *PartialError[K]) Error() string {
-	const show = 3
-	text := "hashkv: " + e.Op
-	for _, key := range e.Failed[:min(show, len(e.Failed))] {
-		text += " " + entry(e.Prefix, key)
+	const shown = 3
+	words := []string{"hashkv: " + e.Op}
+	for _, key := range e.Failed[:min(shown, len(e.Failed))] {
+		words = append(words, entry(e.Prefix, key))
 	}
-	if more := len(e.Failed) - show; more > 0 {
-		text += " and " + strconv.Itoa(more) + " more"
+	if more := len(e.Failed) - shown; more > 0 {
+		words = append(words, "and "+strconv.Itoa(more)+" more")
 	}
-	return text + ": " + e.Err.Error()
+	return strings.Join(words, " ") + ": " + e.Err.Error()
 }
 
 // Unwrap returns the cause.

@@ -154,7 +154,7 @@ func ExampleMap_AutoGrow() {
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond) // the program's life
 	defer cancel()
 	ended := make(chan error)
-	go func() { ended <- owners.AutoGrow(ctx, hashkv.GrowConfig{Replicas: 0}) }()
+	go func() { ended <- owners.AutoGrow(ctx, hashkv.AutoGrowConfig{}) }()
 	fmt.Println(<-ended)
 	// Output: context deadline exceeded
 }

@@ -25,8 +25,9 @@ const (
 // GrowConfig says how a map grows. Its zero value suits a map without replicas.
 type GrowConfig struct {
 	// Replicas is how many replicas of each primary must have all splits before
-	// the map counts as grown. With 0 a failover within replication's lag of
-	// the end could bring back buckets that nobody looks for any more.
+	// the map counts as grown; Grow fails if they do not within 10 s. With 0 a
+	// failover within replication's lag of the end could bring back buckets that
+	// nobody looks for any more.
 	// Default: 0.
 	Replicas int
 
@@ -38,14 +39,6 @@ type GrowConfig struct {
 	// Progress is called after each pipeline with the number of buckets that
 	// are done in this pass, and of all. Default: not called.
 	Progress func(done, all int64)
-
-	// Fill is the mean number of entries in a bucket at which AutoGrow doubles
-	// the map; Grow does not look at it. Default: 256, or less if the limit of
-	// the servers is less than 512.
-	Fill float64
-
-	// Every is how often AutoGrow looks. Default: 10 s.
-	Every time.Duration
 }
 
 func (cfg *GrowConfig) complete() error {
@@ -54,16 +47,9 @@ func (cfg *GrowConfig) complete() error {
 		return fmt.Errorf("hashkv: GrowConfig.Replicas is %d: want 0 or more", cfg.Replicas)
 	case cfg.Parallel < 0:
 		return fmt.Errorf("hashkv: GrowConfig.Parallel is %d: want 0 or more", cfg.Parallel)
-	case cfg.Fill < 0:
-		return fmt.Errorf("hashkv: GrowConfig.Fill is %v: want 0 or more", cfg.Fill)
-	case cfg.Every < 0:
-		return fmt.Errorf("hashkv: GrowConfig.Every is %v: want 0 or more", cfg.Every)
 	}
 	if cfg.Parallel == 0 {
 		cfg.Parallel = 64
-	}
-	if cfg.Every == 0 {
-		cfg.Every = 10 * time.Second
 	}
 	return nil
 }
@@ -86,6 +72,10 @@ func (m *Map[K, V]) Grow(ctx context.Context, cfg GrowConfig) error {
 }
 
 func (m *Map[K, V]) grow(ctx context.Context, cfg GrowConfig) error {
+	// Whoever may not ask for this shall not begin what he cannot finish.
+	if _, err := runs(ctx, m.rdb); err != nil {
+		return err
+	}
 	v, err := m.current(ctx)
 	if err != nil {
 		return err
@@ -146,7 +136,7 @@ func (m *Map[K, V]) finish(ctx context.Context, v *view, cfg GrowConfig) error {
 
 // current returns the header as it is now.
 func (m *Map[K, V]) current(ctx context.Context) (*view, error) {
-	if _, err := m.look(ctx); err != nil {
+	if _, err := m.look(ctx, false); err != nil {
 		return nil, err
 	}
 	return m.reread(ctx, time.Now())
@@ -161,7 +151,7 @@ func (m *Map[K, V]) splitAll(ctx context.Context, v *view, cfg GrowConfig) error
 	all := uint64(1) << v.Level
 	first := rand.Uint64N(all)
 	for done := uint64(0); done < all; {
-		now, err := m.look(ctx)
+		now, err := m.look(ctx, false)
 		switch {
 		case err != nil:
 			return err
@@ -178,8 +168,16 @@ func (m *Map[K, V]) splitAll(ctx context.Context, v *view, cfg GrowConfig) error
 			todo[i] = spot{v.Level, (first + done + uint64(i)) % all}
 		}
 		for len(todo) > 0 {
+			before := len(todo)
 			if todo, err = m.splitSome(ctx, v, todo); err != nil {
 				return err
+			}
+			if len(todo) == before {
+				select { // for the slots to arrive
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(20 * time.Millisecond):
+				}
 			}
 		}
 		done += n
@@ -191,44 +189,39 @@ func (m *Map[K, V]) splitAll(ctx context.Context, v *view, cfg GrowConfig) error
 }
 
 // splitSome tries to split the buckets, and returns those that changed between
-// being read and being split.
+// being read and being split, or that a cluster is moving to another node.
 func (m *Map[K, V]) splitSome(ctx context.Context, v *view, todo []spot) ([]spot, error) {
 	fields := make([]*redis.StringSliceCmd, len(todo))
-	_, err := m.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for i, s := range todo {
-			fields[i] = pipe.HKeys(ctx, m.name(s, v))
-		}
-		return nil
-	})
-	if err != nil && !wrongType(err) {
-		return nil, err
+	pipe := m.rdb.Pipeline()
+	for i, s := range todo {
+		fields[i] = pipe.HKeys(ctx, m.name(s, v))
 	}
+	_, _ = pipe.Exec(ctx) // each command has its own error
 	done := make([]*redis.Cmd, len(todo))
-	_, err = m.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for i, s := range todo {
-			if wrongType(fields[i].Err()) {
-				continue // split already, by the looks of it
-			}
-			if err := fields[i].Err(); err != nil {
-				return err
-			}
-			names, args, err := m.splitArgs(s, v, fields[i].Val())
-			if err != nil {
-				return err
-			}
-			done[i] = pipe.Eval(ctx, splitLua, names, args...)
+	pipe = m.rdb.Pipeline()
+	for i, s := range todo {
+		err := fields[i].Err()
+		if wrongType(err) {
+			continue // split already, by the looks of it
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
+		if err != nil {
+			return nil, err
+		}
+		names, args, err := m.splitArgs(s, v, fields[i].Val())
+		if err != nil {
+			return nil, err
+		}
+		done[i] = pipe.Eval(ctx, splitLua, names, args...)
 	}
+	_, _ = pipe.Exec(ctx)
 	again := todo[:0]
 	for i, s := range todo {
 		if done[i] == nil {
 			continue
 		}
 		switch n, err := done[i].Int(); {
+		case redis.IsTryAgainError(err):
+			again = append(again, s)
 		case err != nil:
 			return nil, err
 		case n == 0:
@@ -282,57 +275,4 @@ func (m *Map[K, V]) sweep(ctx context.Context, v *view) (*view, error) {
 		return nil, err
 	}
 	return m.current(ctx)
-}
-
-// AutoGrow doubles the map whenever its buckets hold more than cfg.Fill entries
-// on average, until ctx ends; it returns the error of ctx then. It may run in
-// every process. What stops a Grow is told to Warn, and AutoGrow tries again.
-func (m *Map[K, V]) AutoGrow(ctx context.Context, cfg GrowConfig) error {
-	if err := cfg.complete(); err != nil {
-		return err
-	}
-	for {
-		if err := m.growIfFull(ctx, cfg); err != nil && ctx.Err() == nil {
-			m.warn(err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(cfg.Every):
-		}
-	}
-}
-
-func (m *Map[K, V]) growIfFull(ctx context.Context, cfg GrowConfig) error {
-	if err := m.growAbove(ctx, cfg); err != nil {
-		return fmt.Errorf("hashkv: grow %s: %w", m.prefix, err)
-	}
-	return nil
-}
-
-// growAbove doubles a map that is too full, or finishes what was begun. It looks
-// at the fill and begins by one and the same header, so that of several that do
-// so at a time one doubles the map.
-func (m *Map[K, V]) growAbove(ctx context.Context, cfg GrowConfig) error {
-	v, err := m.current(ctx)
-	if err == nil && v.Sweeping {
-		v, err = m.sweep(ctx, v)
-	}
-	if err != nil {
-		return err
-	}
-	if !v.Growing {
-		bound := cfg.Fill
-		if bound == 0 {
-			bound = min(256, roomFor(v.limits.entries.value))
-		}
-		fill, err := m.fill(ctx, v)
-		if err != nil || fill <= bound {
-			return err
-		}
-		if v, err = m.begin(ctx, v); err != nil || !v.Growing {
-			return err
-		}
-	}
-	return m.finish(ctx, v, cfg)
 }

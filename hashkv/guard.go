@@ -3,9 +3,9 @@ package hashkv
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +16,7 @@ import (
 // limits are those of the server that allows the least.
 type limits struct {
 	entries, bytes node
-	evicts         error // what is wrong with an eviction policy, or nil
+	tried          bool // found out by trying, as no server told
 }
 
 // A node is what one setting is on one server.
@@ -33,7 +33,7 @@ const (
 
 // readLimits asks the servers up to what size they keep a hash compact, and
 // tries it where they do not tell.
-func readLimits(ctx context.Context, rdb redis.UniversalClient, prefix string, try bool) (limits, error) {
+func readLimits(ctx context.Context, rdb redis.UniversalClient, prefix string) (limits, error) {
 	least := limits{
 		entries: node{setting: entriesSetting, value: math.MaxInt},
 		bytes:   node{setting: bytesSetting, value: math.MaxInt},
@@ -43,44 +43,36 @@ func readLimits(ctx context.Context, rdb redis.UniversalClient, prefix string, t
 			l.addr, l.value = addr, value
 		}
 	}
-	silent := false
 	err := onPrimaries(ctx, rdb, func(c redis.UniversalClient, addr string) error {
 		found, err := c.ConfigGet(ctx, "hash-max-*").Result()
-		if err == nil && len(found) > 0 {
-			var entries, bytes int
-			// Before Redis 7 a listpack was a ziplist.
-			for name, value := range found {
-				n, err := strconv.Atoi(value)
-				switch {
-				case err != nil:
-				case strings.HasSuffix(name, "-entries"):
-					entries = n
-				case strings.HasSuffix(name, "-value"):
-					bytes = n
-				}
-			}
-			keep(&least.entries, addr, entries)
-			keep(&least.bytes, addr, bytes)
-			policy, err := c.ConfigGet(ctx, "maxmemory-policy").Result()
-			if name := policy["maxmemory-policy"]; err == nil && strings.HasPrefix(name, "allkeys-") {
-				least.evicts = fmt.Errorf("maxmemory-policy of %s is %s: want noeviction, or a full server drops whole buckets", addr, name)
-			}
+		if len(found) == 0 && (err == nil || redis.HasErrorPrefix(err, "NOPERM") || redis.HasErrorPrefix(err, "ERR")) {
+			least.tried = true
 			return nil
 		}
-		if _, answered := errors.AsType[redis.Error](err); err != nil && !answered {
-			return err
+		var entries, bytes int
+		for name, value := range found {
+			// Before Redis 7 a listpack was a ziplist.
+			n, err := strconv.Atoi(value)
+			switch {
+			case err != nil:
+			case strings.HasSuffix(name, "-entries"):
+				entries = n
+			case strings.HasSuffix(name, "-value"):
+				bytes = n
+			}
 		}
-		silent = true
-		return nil
+		keep(&least.entries, addr, entries)
+		keep(&least.bytes, addr, bytes)
+		return err
 	})
-	if err != nil || !silent || !try {
+	if err != nil || !least.tried {
 		return least, err
 	}
 	// CONFIG is not allowed, as with most who rent out servers. All of those are
 	// set alike, so the one that gets our probe answers for all.
 	entries, bytes, err := probeLimits(ctx, rdb, prefix)
 	if err != nil {
-		return limits{}, fmt.Errorf("find out hash-max-listpack-entries: %w", err)
+		return limits{}, fmt.Errorf("try %s: %w", entriesSetting, err)
 	}
 	keep(&least.entries, "the server", entries)
 	keep(&least.bytes, "the server", bytes)
@@ -90,55 +82,54 @@ func readLimits(ctx context.Context, rdb redis.UniversalClient, prefix string, t
 // probed bounds what a probe looks for: more does not matter to any map.
 const probed = 1024
 
-// probeLimits makes hashes of its own to see when they leave the compact
-// encoding. They go when it is done, or by themselves within a minute.
+// probeLimits lets two hashes of its own grow, one by entries and one by the
+// length of a value, to see when they leave the compact encoding. They go when
+// it is done, or by themselves within a minute.
 func probeLimits(ctx context.Context, rdb redis.UniversalClient, prefix string) (entries, bytes int, err error) {
-	key := prefix + ":probe:" + rand.Text()
-	defer func() {
-		if failed := rdb.Del(context.WithoutCancel(ctx), key).Err(); err == nil {
-			err = failed
-		}
-	}()
-	fits := func(n, size int) bool {
-		if err != nil {
-			return false
-		}
-		var encoding *redis.StringCmd
+	grow := func(set func(pipe redis.Pipeliner, key string, n int)) int {
+		key := prefix + ":probe:" + rand.Text()
+		var encodings []*redis.StringCmd
 		_, failed := rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-			pipe.Del(ctx, key)
-			// Not in one command, which may convert the hash by itself.
-			for i := range n {
-				pipe.HSet(ctx, key, strconv.Itoa(i), strings.Repeat("x", size))
+			for n := range probed {
+				set(pipe, key, n+1)
+				encodings = append(encodings, pipe.ObjectEncoding(ctx, key))
+				if n == 0 {
+					pipe.Expire(ctx, key, time.Minute)
+				}
 			}
-			pipe.Expire(ctx, key, time.Minute)
-			encoding = pipe.ObjectEncoding(ctx, key)
+			pipe.Del(ctx, key)
 			return nil
 		})
 		if failed != nil {
 			err = failed
 		}
-		return compact(encoding.Val())
+		large := slices.IndexFunc(encodings, func(cmd *redis.StringCmd) bool { return !compact(cmd.Val()) })
+		if large < 0 {
+			return probed
+		}
+		return large
 	}
-	entries = largest(probed, func(n int) bool { return fits(n, 1) })
-	bytes = largest(probed, func(n int) bool { return fits(1, n) })
+	entries = grow(func(pipe redis.Pipeliner, key string, n int) { pipe.HSet(ctx, key, strconv.Itoa(n), "x") })
+	bytes = grow(func(pipe redis.Pipeliner, key string, n int) { pipe.HSet(ctx, key, "x", strings.Repeat("x", n)) })
 	return entries, bytes, err
 }
 
-// largest returns the largest n up to most for which ok(n), 0 if there is none;
-// what is ok for n is ok for less.
-func largest(most int, ok func(n int) bool) int {
-	if ok(most) {
-		return most
-	}
-	low, high := 0, most // ok, not ok
-	for high-low > 1 {
-		if mid := (low + high) / 2; ok(mid) {
-			low = mid
-		} else {
-			high = mid
+// checkEviction returns what is wrong with the servers' eviction policies. INFO
+// tells them also to those who may not use CONFIG.
+func checkEviction(ctx context.Context, rdb redis.UniversalClient) error {
+	var wrong error
+	err := onPrimaries(ctx, rdb, func(c redis.UniversalClient, addr string) error {
+		info, err := c.Info(ctx, "memory").Result()
+		if policy := infoField(info, "maxmemory_policy"); err == nil && policy != "noeviction" {
+			wrong = fmt.Errorf("maxmemory-policy of %s is %q: want noeviction, or a full server drops whole buckets, "+
+				"or the tombstones of a map that grew", addr, policy)
 		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("maxmemory-policy is not known: %w", err)
 	}
-	return low
+	return wrong
 }
 
 const (

@@ -1,5 +1,5 @@
-// Package hashkv keeps very large maps in Redis memory, in 3 to 14 bytes per
-// entry instead of the 70 to 90 of a key of its own.
+// Package hashkv keeps very large maps of IDs and other small values in Redis
+// memory, in 3 to 14 bytes per entry instead of the 70 to 90 of a key of its own.
 //
 // # Problem
 //
@@ -13,14 +13,15 @@
 //
 // # Which of the three
 //
-//	keys                                     use        bytes per entry
-//	0, 1, 2, ... with few gaps               [Dense]    (value bits + 1) / 8, and 1 %
-//	any int64, such as IDs of idgen          [Sparse]   about 13.5, for 58-bit IDs and 24-bit values
-//	strings, such as tokens of short URLs    [Strings]  length of key and value + 5.5
+//	keys                                  use        bytes per entry, for values of 24 bits
+//	0, 1, 2, ... with few gaps            [Dense]     3.2   the bits of a value and one, and 1 %
+//	any int64, such as IDs of idgen       [Sparse]   13.6   58-bit IDs, 300 million; 14.3 for 3 million
+//	strings, such as tokens of URLs       [Strings]  21.6   tokens of 12 bytes
 //
 // A Dense pays for the gaps: below one key in four present, Sparse is smaller.
 // Values are whole numbers of a stated width, or in Sparse and Strings short
-// strings of any bytes. All have the same methods.
+// strings of any bytes. All have the same methods. Entries have no time to live:
+// give each day a map of its own, or keep keys of their own for what must expire.
 //
 // # Dense
 //
@@ -38,12 +39,17 @@
 //	key      table entry and slot, object, name                             about 88
 //	         8280 / 2616 = 3.17 bytes per entry, 25 bits of them are the slot
 //
-// Any client can read it: BITFIELD_RO dense:1146 GET u25 #2064.
+// Any client can read it: with b bits in a value there are s = 8186/(b+1)*8 slots
+// in a string, by whole numbers, and key k is in string k/s at slot k%s:
+//
+//	BITFIELD_RO dense:1146 GET u25 #2064        value + 1, or 0
 //
 // # Sparse and Strings
 //
-// One Redis hash, the bucket, holds about 128 entries, few enough that Redis
-// keeps them as one compact run of bytes (a listpack). The bucket's number is
+// One Redis hash, the bucket, holds about 128 entries. Redis keeps a small hash as
+// one run of bytes, a listpack: up to hash-max-listpack-entries of them, 512 on a
+// stock server, with fields and values of up to hash-max-listpack-value bytes, 64.
+// Past either it turns into a hash table and stays one. The bucket's number is
 // the low bits of an invertible permutation of the key, and the field is the
 // rest: together they are the key in another order, so the map is exact and
 // stores no part of a key twice.
@@ -104,18 +110,20 @@
 // failed. Every call may be repeated. Growing loses nothing, whichever process
 // dies when, and other processes go on reading and writing.
 //
-// A bucket stays compact: the limits of the servers are read when a map is
-// opened, a map is planned so that one bucket in 10^10 would pass them, no
-// command alone converts a hash (as from Redis 7.2 on one can), and a map that
-// would pass them is refused with a [LimitError] before it is written.
-// [Map.Stats] shows buckets that have left the encoding, and [Map.Repair] brings
-// them back.
+// A bucket stays compact. The limits of the servers are read when a map is opened;
+// a map is planned so that one bucket in 10^10 would pass them; no command alone
+// converts a hash, as from Redis 7.2 on one can; and while a process writes, it
+// looks every 10 s, and after every 8 entries per bucket, how full the buckets
+// are, and is refused with a [LimitError] before they are too full. [Map.Stats]
+// shows buckets that have left the encoding, and [Map.Repair] brings them back.
 //
 // # Non-guarantees
 //
 // Redis is the only copy: it needs persistence if the map cannot be filled
 // again, and the noeviction policy, as an eviction drops a hundred entries at
-// once. A failover loses what Redis had not copied to the replica yet, as always
+// once. A process notices within a second that its map is gone ([ErrLost]); until
+// then it may write to the one that has taken its place: stop the writers before a
+// map is made again with other parameters. A failover loses what Redis had not copied to the replica yet, as always
 // with Redis; Load and Grow can wait for replicas. A client that reads from
 // replicas (ReadOnly) gets what they have, and while a map grows may miss
 // entries. A process that sleeps for an hour between two steps of one call, while
@@ -124,9 +132,8 @@
 //
 // # Cost
 //
-// Bytes are the growth of used_memory in Redis 7.0 with stock settings, for
-// values of 24 bits, as TestMemory and the proof with 300 million entries
-// measure them.
+// Bytes are the growth of used_memory in Redis 7.0 with stock settings, as
+// TestMemory and docs/hashkv-300m.md (make proof-300m) have measured them.
 //
 // Get, Set and SetNX are one round trip; GetMulti, SetMulti and Delete one
 // pipeline per node for each 4096 buckets, except that Delete of a Dense first
@@ -140,12 +147,20 @@
 //
 // An error from Redis comes back wrapped, with the operation and the key;
 // prefix[7] is the entry of key 7, and prefix:7 a Redis key. It never holds a
-// stored value. The predicates of go-redis know it: redis.IsOOMError (nothing
-// was written), redis.IsReadOnlyError (a failover is under way, try again).
+// stored value. The predicates of go-redis know it: redis.IsOOMError (the command
+// wrote nothing), redis.IsReadOnlyError (a failover is under way, try again). A
+// key that the map cannot hold is a [RangeError] also for Get.
 // Errors about the map itself are [ErrLost], [MismatchError], [LimitError] and
-// [CorruptError]. Whether a call returns as soon as its context ends, and how
+// [CorruptError]. While the server that has the header is away, calls on others
+// go on for a minute. Whether a call returns as soon as its context ends, and how
 // long one waits for a Redis that is gone, is up to the client: set
 // ContextTimeoutEnabled, and few retries.
+//
+// A map needs a user who may use GET, SET, EVAL, EVALSHA, INFO, EXPIRE, DEL and the
+// commands for hashes (or BITFIELD, GETRANGE, SETRANGE and STRLEN), and OBJECT for
+// Stats; CONFIG and MEMORY help. Without CONFIG, opening a map finds the limits out
+// by two hashes of its own. To remove a map, stop its users and delete the header,
+// then the keys that begin with the prefix and ":{" (":" for a Dense).
 //
 // # Source
 //

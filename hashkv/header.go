@@ -67,13 +67,29 @@ const (
 	staleAfter = time.Minute
 )
 
+// How far a process may fill a map before it looks whether the buckets are still
+// within the limits: for so long, or by so many entries in a bucket. Some ten
+// processes may do so at a time, between the fill that is refused and the one at
+// which a bucket passes the limit.
+const (
+	guardAfter = 10 * time.Second
+	guardFill  = 8
+)
+
+// outgrown reports whether this process alone may have filled the map by
+// guardFill since the guard looked.
+func (b *book) outgrown(v *view) bool {
+	return b.guard != nil && b.written.Load() > guardFill<<v.Level
+}
+
 // A view is a header as one process sees it.
 type view struct {
 	header
-	read   time.Time // when the header was
-	tried  time.Time // when that was tried last
-	limits limits
-	refuse *LimitError // why writes would harm, or nil
+	read    time.Time // when the header was
+	tried   time.Time // when that was tried last
+	guarded time.Time // when the limits were read, and the fill
+	limits  limits
+	refuse  *LimitError // why writes would harm, or nil
 }
 
 // since returns the time since t by the clock that says more: the monotonic one
@@ -91,19 +107,24 @@ type book struct {
 	warn   func(error)
 
 	// plan completes the header of a new map by what the server allows; guard
-	// tells whether writes to an existing one would harm.
+	// tells whether writes to an existing one would harm. A Dense has neither.
 	plan  func(h *header, l limits) error
 	guard func(ctx context.Context, v *view) (*LimitError, error)
 
-	turn chan struct{} // held by the call that reads the header
-	seen atomic.Pointer[view]
-	lost atomic.Bool
+	turn    chan struct{} // held by the call that reads the header
+	seen    atomic.Pointer[view]
+	lost    atomic.Bool
+	written atomic.Int64 // entries since the guard looked
 }
 
 func (b *book) headerKey() string { return b.prefix + ":header" }
 
 func (b *book) open(ctx context.Context) error {
-	if _, err := b.reopen(ctx, true); err != nil {
+	v, err := b.reopen(ctx, true)
+	if err == nil && v.refuse != nil {
+		err = v.refuse
+	}
+	if err != nil {
 		return fmt.Errorf("hashkv: open %s: %w", b.prefix, err)
 	}
 	return nil
@@ -120,19 +141,28 @@ func (b *book) reopen(ctx context.Context, again bool) (*view, error) {
 	if v := b.seen.Load(); v != nil && !again {
 		return v, nil
 	}
-	limits, err := readLimits(ctx, b.rdb, b.prefix, b.want.Map != "dense")
-	if err != nil {
+	read := time.Now()
+	h, err := b.load(ctx)
+	if err != nil && !errors.Is(err, redis.Nil) {
 		return nil, err
 	}
-	if limits.evicts != nil {
-		b.warn(fmt.Errorf("hashkv: %s: %w", b.prefix, limits.evicts))
+	if err := checkEviction(ctx, b.rdb); err != nil {
+		b.warn(fmt.Errorf("hashkv: open %s: %w", b.prefix, err))
 	}
-	h, err := b.load(ctx)
-	if errors.Is(err, redis.Nil) {
+	var limits limits
+	if b.guard != nil {
+		var failed error
+		if limits, failed = readLimits(ctx, b.rdb, b.prefix); failed != nil {
+			return nil, failed
+		}
+	}
+	if err != nil {
 		h = b.want
 		h.ID = rand.Text()
-		if err := b.plan(&h, limits); err != nil {
-			return nil, err
+		if b.guard != nil {
+			if err := b.plan(&h, limits); err != nil {
+				return nil, err
+			}
 		}
 		// Another process may make one at the same time.
 		if err = b.rdb.SetNX(ctx, b.headerKey(), h.text(), 0).Err(); err == nil {
@@ -142,12 +172,14 @@ func (b *book) reopen(ctx context.Context, again bool) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	v := &view{header: h, read: now, tried: now, limits: limits}
-	if v.refuse, err = b.guard(ctx, v); err != nil {
-		return nil, err
+	v := &view{header: h, read: read, tried: read, guarded: read, limits: limits}
+	if b.guard != nil {
+		if v.refuse, err = b.guard(ctx, v); err != nil {
+			return nil, err
+		}
 	}
 	b.lost.Store(false)
+	b.written.Store(0)
 	b.seen.Store(v)
 	return v, nil
 }
@@ -185,7 +217,8 @@ redis.call('SET', KEYS[1], ARGV[2])
 return 1`)
 
 // look returns a view that is young enough, and reads the header if need be.
-func (b *book) look(ctx context.Context) (*view, error) {
+// Writes also want one whose guard has looked lately.
+func (b *book) look(ctx context.Context, write bool) (*view, error) {
 	if b.lost.Load() {
 		return nil, ErrLost
 	}
@@ -193,7 +226,7 @@ func (b *book) look(ctx context.Context) (*view, error) {
 	if v == nil {
 		return b.reopen(ctx, false)
 	}
-	if since(v.tried) < refreshAfter {
+	if since(v.tried) < refreshAfter && !(write && b.outgrown(v)) {
 		return v, nil
 	}
 	stale := since(v.read) > staleAfter
@@ -211,7 +244,7 @@ func (b *book) look(ctx context.Context) (*view, error) {
 		}
 	}
 	defer func() { <-b.turn }()
-	if v = b.seen.Load(); since(v.tried) < refreshAfter && since(v.read) < staleAfter {
+	if v = b.seen.Load(); since(v.tried) < refreshAfter && since(v.read) < staleAfter && !(write && b.outgrown(v)) {
 		return v, nil // another call was at it
 	}
 	fresh, err := b.refresh(ctx, v)
@@ -237,15 +270,22 @@ func (b *book) refresh(ctx context.Context, old *view) (*view, error) {
 	case err != nil:
 		return nil, err
 	}
-	v := &view{header: h, read: read, tried: read, limits: old.limits, refuse: old.refuse}
-	if v.refuse != nil {
-		// Somebody may have raised the limits, or grown the map.
-		if v.limits, err = readLimits(ctx, b.rdb, b.prefix, b.want.Map != "dense"); err == nil {
+	v := &view{header: h, read: read, tried: read, guarded: old.guarded, limits: old.limits, refuse: old.refuse}
+	written := b.written.Load()
+	due := v.refuse != nil || b.outgrown(v) || written > 0 && since(v.guarded) > guardAfter
+	if b.guard != nil && due {
+		// Somebody may have set other limits, filled the map, or grown it.
+		if !v.limits.tried || v.refuse != nil {
+			v.limits, err = readLimits(ctx, b.rdb, b.prefix)
+		}
+		if err == nil {
 			v.refuse, err = b.guard(ctx, v)
 		}
 		if err != nil {
 			return nil, err
 		}
+		v.guarded = read
+		b.written.Add(-written)
 	}
 	b.seen.Store(v)
 	return v, nil

@@ -4,8 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
-
-	"github.com/redis/go-redis/v9"
+	"slices"
 )
 
 // LoadConfig says how Load goes about it. Its zero value suits a server without
@@ -18,8 +17,8 @@ type LoadConfig struct {
 	Batch int
 
 	// Replicas is how many replicas of each primary must have a batch before it
-	// counts as done. With 0, a failover may lose the end of what counted.
-	// Default: 0.
+	// counts as done. A batch that they do not have within 10 s is an error.
+	// With 0, a failover may lose the end of what counted. Default: 0.
 	Replicas int
 
 	// Progress is called after each batch with the number of entries that are
@@ -41,32 +40,32 @@ func (cfg *LoadConfig) complete() error {
 }
 
 // Load stores all entries of a sequence, and returns how many of them, from the
-// first on, are stored for sure. After an error, go on with a sequence that
-// leaves out so many, or begin again: what is stored twice does no harm. If a
-// key comes more than once the last one counts. Others may use the map
-// meanwhile.
+// first on, are stored for sure. After an error, such as a [PartialError] about
+// one batch, go on with a sequence that leaves out so many, or begin again: what
+// is stored twice does no harm. If a key comes more than once the last one counts.
+// Others may use the map meanwhile.
 func (m *Map[K, V]) Load(ctx context.Context, entries iter.Seq2[K, V], cfg LoadConfig) (int64, error) {
 	if err := cfg.complete(); err != nil {
 		return 0, err
 	}
-	return load(ctx, m.rdb, entries, cfg, func(batch []item[K, V]) error {
+	return load(ctx, &m.book, entries, cfg, func(batch []item[K, V]) error {
 		return m.setItems(ctx, "load", batch)
 	})
 }
 
 // load cuts a sequence into batches.
-func load[K Key, V Value](ctx context.Context, rdb redis.UniversalClient, entries iter.Seq2[K, V], cfg LoadConfig, send func([]item[K, V]) error) (done int64, err error) {
+func load[K Key, V Value](ctx context.Context, b *book, entries iter.Seq2[K, V], cfg LoadConfig, send func([]item[K, V]) error) (done int64, err error) {
 	batch := make([]item[K, V], 0, min(cfg.Batch, 1<<16))
 	store := send
 	if cfg.Replicas > 0 {
 		store = func(batch []item[K, V]) error {
 			var failed error
-			err := onReplicas(ctx, rdb, cfg.Replicas, func() error {
-				failed = send(batch)
+			err := onReplicas(ctx, b.rdb, cfg.Replicas, func() error {
+				failed = send(slices.Clone(batch)) // which may change what it sends
 				return failed
 			})
 			if err != nil && failed == nil {
-				err = fmt.Errorf("hashkv: load: wait for replicas: %w", err)
+				err = fmt.Errorf("hashkv: load %s: wait for replicas: %w", b.prefix, err)
 			}
 			return err
 		}

@@ -34,8 +34,8 @@ type group[K Key, V Value] struct {
 }
 
 // GetMulti returns the values of keys; absent ones are left out. It costs one
-// pipeline per node, for each 4096 buckets. After an error, a [PartialError]
-// unless nothing was asked, it also returns what it could read.
+// pipeline per node, for each 4096 buckets. After a [PartialError] it also returns
+// what it could read.
 func (m *Map[K, V]) GetMulti(ctx context.Context, keys ...K) (map[K]V, error) {
 	found := make(map[K]V, len(keys))
 	items := make([]item[K, V], len(keys))
@@ -74,8 +74,9 @@ func (m *Map[K, V]) GetMulti(ctx context.Context, keys ...K) (map[K]V, error) {
 	return found, err
 }
 
-// SetMulti stores entries. It costs one pipeline per node, for each 4096
-// buckets, with one command per bucket and 128 entries. It takes a map, as
+// SetMulti stores entries. It costs one pipeline per node, for each 4096 buckets
+// or eight times as many entries as the map has buckets, with one command per
+// bucket and 128 entries. It takes a map, as
 // GetMulti returns one: every entry is checked before the first is sent, and no
 // key comes twice. A [PartialError] tells which keys may not be stored.
 func (m *Map[K, V]) SetMulti(ctx context.Context, entries map[K]V) error {
@@ -86,22 +87,55 @@ func (m *Map[K, V]) SetMulti(ctx context.Context, entries map[K]V) error {
 	return m.setItems(ctx, "set", items)
 }
 
-// setItems stores items, and the last of those that have the same key.
+// setItems stores items, and the last of those that have the same key. It sends
+// no more at a time than the guard allows to go unseen.
 func (m *Map[K, V]) setItems(ctx context.Context, op string, items []item[K, V]) error {
 	for i := range items {
+		if err := m.checkKey(items[i].key); err != nil {
+			return keyError(op, m.prefix, items[i].key, err)
+		}
 		if err := m.checkValue(op, items[i].key, items[i].value); err != nil {
 			return err
 		}
 	}
-	return m.many(ctx, op, true, items,
-		func(g *group[K, V]) redis.Cmder {
-			args := make([]any, 0, 2+2*len(g.fields))
-			args = append(args, "hset", &g.name)
-			for i := range g.fields {
-				args = append(args, &g.fields[i], m.text(g.items[i].value))
+	build := func(g *group[K, V]) redis.Cmder {
+		args := make([]any, 0, 2+2*len(g.fields))
+		args = append(args, "hset", &g.name)
+		for i := range g.fields {
+			args = append(args, &g.fields[i], m.text(g.items[i].value))
+		}
+		return redis.NewIntCmd(ctx, args...)
+	}
+	var failed *PartialError[K]
+	for len(items) > 0 {
+		n := len(items)
+		if v, err := m.look(ctx, true); err == nil {
+			n = min(n, guardFill<<v.Level)
+		}
+		err := m.many(ctx, op, true, items[:n], build, nil)
+		partial, ok := errors.AsType[*PartialError[K]](err)
+		if err != nil && !ok {
+			return err
+		}
+		if ok {
+			if len(partial.Failed) == n { // and so would the others
+				for _, it := range items[n:] {
+					partial.Failed = append(partial.Failed, it.key)
+				}
+				n = len(items)
 			}
-			return redis.NewIntCmd(ctx, args...)
-		}, nil)
+			if failed == nil {
+				failed = partial
+			} else {
+				failed.Failed = append(failed.Failed, partial.Failed...)
+			}
+		}
+		items = items[n:]
+	}
+	if failed != nil {
+		return failed
+	}
+	return nil
 }
 
 // Delete removes keys; absent ones are ignored. It costs one pipeline per node,
@@ -111,12 +145,12 @@ func (m *Map[K, V]) Delete(ctx context.Context, keys ...K) error {
 	for i, key := range keys {
 		items[i] = item[K, V]{key: key, order: i}
 	}
-	return m.many(ctx, "delete", true, items,
+	return m.many(ctx, "delete", false, items,
 		func(g *group[K, V]) redis.Cmder { return redis.NewIntCmd(ctx, g.args("hdel")...) }, nil)
 }
 
 // many sends the command that build makes for each bucket of items, and gives
-// those that succeeded to read. Buckets that turn out to be split are asked
+// those that succeeded to read. Commands that add entries are writes. Buckets that turn out to be split are asked
 // again at the next level.
 func (m *Map[K, V]) many(ctx context.Context, op string, write bool, items []item[K, V],
 	build func(*group[K, V]) redis.Cmder, read func(g *group[K, V], fail func([]item[K, V], error)),
@@ -129,7 +163,7 @@ func (m *Map[K, V]) many(ctx context.Context, op string, write bool, items []ite
 			return keyError(op, m.prefix, items[i].key, err)
 		}
 	}
-	v, err := m.look(ctx)
+	v, err := m.look(ctx, write)
 	if err == nil && write && v.refuse != nil {
 		err = v.refuse
 	}
@@ -145,6 +179,9 @@ func (m *Map[K, V]) many(ctx context.Context, op string, write bool, items []ite
 	if err != nil {
 		fail(items, err)
 		return partial
+	}
+	if write {
+		m.written.Add(int64(len(items)))
 	}
 	for i := range items {
 		items[i].level = v.Level

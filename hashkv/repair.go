@@ -38,7 +38,12 @@ func (m *Map[K, V]) Repair(ctx context.Context, cfg RepairConfig) (RepairReport,
 	fail := func(err error) (RepairReport, error) {
 		return report, fmt.Errorf("hashkv: repair %s: %w", m.prefix, err)
 	}
-	v, err := m.look(ctx)
+	v, err := m.look(ctx, false)
+	if err != nil {
+		return fail(err)
+	}
+	// Somebody may have raised the limits in order to repair the map.
+	limits, err := readLimits(ctx, m.rdb, m.prefix)
 	if err != nil {
 		return fail(err)
 	}
@@ -49,7 +54,7 @@ func (m *Map[K, V]) Repair(ctx context.Context, cfg RepairConfig) (RepairReport,
 			return fail(err)
 		}
 		queue := func(pipe redis.Pipeliner, name string) *redis.Cmd {
-			return pipe.Eval(ctx, repairLua, []string{name}, v.limits.chunk(), v.limits.entries.value)
+			return pipe.Eval(ctx, repairLua, []string{name}, limits.chunk(), limits.entries.value)
 		}
 		err := visit(ctx, m, v, spots, queue, func(s spot, cmd *redis.Cmd) error {
 			state, err := cmd.Int()

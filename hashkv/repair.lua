@@ -6,6 +6,8 @@ local function compact()
   local encoding = redis.call('OBJECT', 'ENCODING', KEYS[1])
   return encoding == 'listpack' or encoding == 'listpackex' or encoding == 'ziplist'
 end
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'hash' and kind ~= 'none' then return redis.error_reply('WRONGTYPE not a bucket') end
 local n = redis.call('HLEN', KEYS[1])
 if n == 0 then return 0 end
 if compact() then return 1 end

@@ -19,21 +19,28 @@ type SparseConfig struct {
 	// contain braces. Default: "sparse".
 	Prefix string
 
-	// Entries is how many entries the map is made for. It becomes buckets of
-	// 91 to 181 entries when the map is made, and means nothing afterwards; a
-	// map that gets more should Grow. Default: 1,000,000.
+	// Entries is how many entries the map is made for, up to 2^40. On a stock
+	// server it becomes buckets of 91 to 181 entries when the map is made, and
+	// means nothing afterwards. A map that gets three times as many must Grow,
+	// or writes are refused; a bucket that is hardly used costs 100 bytes.
+	// Default: 1,000,000.
 	Entries int64
 
 	// Live has a 1 for every bit that a key may have. Bits that are always 0
 	// cost no memory if they are left out, wherever they are: a field has one
 	// byte for every 8 live bits, less those that the bucket's number stands
-	// for. Leading zeros are free in any case. With IDs of idgen, the shard
-	// numbers that are not in use may be left out.
+	// for. Leading zeros are free in any case. IDs of idgen with shards 0 to 255
+	// leave 5 bits of the shard's 13 unused, and are a byte shorter without:
+	//
+	//	Live: math.MaxUint64 &^ ((8191 - 255) << 10)
+	//
+	// A bit that is left out is left out for ever: mind the shards to come.
 	// Default: all 64 bits, so that any key is allowed.
 	Live uint64
 
 	// ValueBits is the width of int64 values, 1 to 63: they are 0 to
-	// 2^ValueBits-1. A value takes as many bytes as it has, not as it may have.
+	// 2^ValueBits-1. A value takes as many bytes as it has, not as it may have:
+	// the width is a bound.
 	// Default: 63.
 	ValueBits int
 

@@ -29,7 +29,7 @@ func (cfg *StatsConfig) complete() error {
 // Stats tells how a map lies in Redis, as far as a sample of its buckets shows.
 // A bucket is a hash, or a string in a [Dense].
 type Stats struct {
-	Entries     int64   // keys in the map, by the mean of the sample
+	Entries     int64   // keys in the map, by the mean of the sample: exact if it has all buckets
 	Buckets     int64   // that the map may have; empty ones take no memory
 	BytesPerKey float64 // as MEMORY USAGE counts, without the server's table of keys; 0 if not allowed
 	Growing     bool    // the map is being doubled

@@ -180,7 +180,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.repairer.Go(func() { s.repairForever(ctx, cfg.RepairEvery) })
-	s.repairer.Go(func() { _ = s.owners.AutoGrow(ctx, hashkv.GrowConfig{}) }) // until ctx ends
+	s.repairer.Go(func() { _ = s.owners.AutoGrow(ctx, hashkv.AutoGrowConfig{}) }) // until ctx ends
 	return s, nil
 }
 
