@@ -8,6 +8,7 @@ ADDR      ?= 127.0.0.1:8080
 
 FUZZTIME  ?= 10s
 BENCH     ?= .
+N         ?= 300000000
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test race lint fuzz bench proof-300m examples ci
@@ -53,9 +54,9 @@ bench: ## the packages' benchmarks; BENCH=regexp chooses
 	@sh tools/setup.sh test
 	@$(call each,benchmarks,go test -run='^$$' -bench='$(BENCH)' -benchmem -timeout=30m ./...)
 
-proof-300m: ## 300 million pairs in hashkv, and a report in docs; half an hour, 8 GB of memory
+proof-300m: ## N pairs, 300 million, in hashkv, and a report in docs; half an hour, 8 GB of memory
 	@sh tools/setup.sh demo
-	@cd bench && go run ./cmd/proof300m -json ../docs/hashkv-300m.json
+	@cd bench && go run ./cmd/proof300m -n $(N) -json ../docs/hashkv-300m.json
 
 examples: ## build the example programs and run every Example in the docs
 	@$(call each,examples,go build ./... && go test -run='^Example' ./...)

@@ -17,7 +17,8 @@ const walked = 256
 // sequence has ended, why it ended early, if it did. An entry that is there all
 // the time comes exactly once, also if the map grows meanwhile; one that is
 // written or deleted meanwhile may come or not. It costs one pipeline per node
-// for each 256 buckets. The sequence may be ranged over again, from the start.
+// for each 256 buckets. The sequence may be ranged over again, from the start, but
+// not by several at a time.
 func (m *Map[K, V]) All(ctx context.Context) (iter.Seq2[K, V], func() error) {
 	var failed error
 	return func(yield func(K, V) bool) {

@@ -14,8 +14,9 @@ import (
 // All returns all entries in the order of their keys, and a function that tells,
 // when the sequence has ended, why it ended early, if it did. An entry that is
 // there all the time comes exactly once; one that is written or deleted
-// meanwhile may come or not. It costs one pipeline per node for each 256 strings
-// that the map may have. The sequence may be ranged over again, from the start.
+// meanwhile may come or not. It costs one pipeline per node for each 4096 strings
+// that the map may have, and one for each 256 that it has. The sequence may be
+// ranged over again, from the start, but not by several at a time.
 func (d *Dense) All(ctx context.Context) (iter.Seq2[int64, int64], func() error) {
 	var failed error
 	return func(yield func(int64, int64) bool) {

@@ -15,7 +15,7 @@
 //
 //	keys                                  use        bytes per entry, for values of 24 bits
 //	0, 1, 2, ... with few gaps            [Dense]     3.2   the bits of a value and one, and 1 %
-//	any int64, such as IDs of idgen       [Sparse]   13.6   58-bit IDs, 300 million; 14.3 for 3 million
+//	any int64, such as IDs of idgen       [Sparse]   13.5   58-bit IDs, 300 million; 14.2 for 3 million
 //	strings, such as tokens of URLs       [Strings]  21.6   tokens of 12 bytes
 //
 // A Dense pays for the gaps: below one key in four present, Sparse is smaller.
@@ -63,7 +63,7 @@
 //	                 field, its bytes without      bucket
 //	                 the leading zeros
 //
-//	sparse:{4Kb}c3   field 5 bytes → value 3 bytes, 5 bytes → 3 bytes, ...
+//	owner:{5kn}87    field 5 bytes → value 3 bytes, 5 bytes → 3 bytes, ...
 //
 //	field    5 + 2 of header       7     58-bit ID less 21 bits of bucket
 //	value    3 + 2 of header       5     24 bits
@@ -87,9 +87,9 @@
 // halves, which are Redis keys of the next level, and leaves a tombstone at the
 // old one.
 //
-//	owner:{4Kb}c3  hash, 250 entries      ───►  "split"
-//	owner:{4Kb}143 -                            hash, 124 entries
-//	owner:{4Kb}1c3 -                            hash, 126 entries
+//	owner:{5kn}87  hash, 250 entries      ───►  "split"
+//	owner:{5kn}107 -                            hash, 124 entries
+//	owner:{5kn}187 -                            hash, 126 entries
 //
 // The tombstone is a string. A process that has not heard of the growing sends a
 // command for a hash there, which fails and changes nothing, and goes on at the
@@ -101,7 +101,8 @@
 //
 // A map owns the keys that begin with its prefix and a colon. <prefix>:header
 // holds its parameters, as JSON. Opening a map with others is a
-// [MismatchError]. Maps with different prefixes never meet.
+// [MismatchError]. Maps never meet if neither prefix is the beginning of the other
+// with a colon.
 //
 // # Guarantees
 //
@@ -121,19 +122,23 @@
 //
 // Redis is the only copy: it needs persistence if the map cannot be filled
 // again, and the noeviction policy, as an eviction drops a hundred entries at
-// once. A process notices within a second that its map is gone ([ErrLost]); until
-// then it may write to the one that has taken its place: stop the writers before a
-// map is made again with other parameters. A failover loses what Redis had not copied to the replica yet, as always
-// with Redis; Load and Grow can wait for replicas. A client that reads from
-// replicas (ReadOnly) gets what they have, and while a map grows may miss
-// entries. A process that sleeps for an hour between two steps of one call, while
-// the map grows, may write to a place where nobody looks. Whoever can choose the
-// keys of a Strings can choose ones that fall into the same bucket.
+// once. A process notices within a second that its map is gone ([ErrLost]);
+// until then it may write to the one that has taken its place: stop the writers
+// before a map is made again with other parameters. A failover loses what Redis
+// had not copied to the replica yet, as always with Redis; Load and Grow can
+// wait for replicas. A client that reads from replicas (ReadOnly) gets what they
+// have, and while a map grows may miss entries. A process that sleeps for an
+// hour between two steps of one call, while the map grows, may write to a place
+// where nobody looks. Whoever can choose the keys of a Strings can choose ones
+// that fall into the same bucket.
 //
 // # Cost
 //
 // Bytes are the growth of used_memory in Redis 7.0 with stock settings, as
-// TestMemory and docs/hashkv-300m.md (make proof-300m) have measured them.
+// TestMemory and docs/hashkv-300m.md (make proof-300m) have measured them. After a
+// load the process takes up to a third more of Sparse and Strings, which is what
+// the allocator keeps of buckets that outgrew their place, until activedefrag or a
+// restart.
 //
 // Get, Set and SetNX are one round trip; GetMulti, SetMulti and Delete one
 // pipeline per node for each 4096 buckets, except that Delete of a Dense first
@@ -147,20 +152,21 @@
 //
 // An error from Redis comes back wrapped, with the operation and the key;
 // prefix[7] is the entry of key 7, and prefix:7 a Redis key. It never holds a
-// stored value. The predicates of go-redis know it: redis.IsOOMError (the command
-// wrote nothing), redis.IsReadOnlyError (a failover is under way, try again). A
-// key that the map cannot hold is a [RangeError] also for Get.
-// Errors about the map itself are [ErrLost], [MismatchError], [LimitError] and
+// stored value. The predicates of go-redis know it: redis.IsOOMError (the
+// command wrote nothing), redis.IsReadOnlyError (a failover is under way, try
+// again). A key that the map cannot hold is a [RangeError] also for Get. Errors
+// about the map itself are [ErrLost], [MismatchError], [LimitError] and
 // [CorruptError]. While the server that has the header is away, calls on others
-// go on for a minute. Whether a call returns as soon as its context ends, and how
-// long one waits for a Redis that is gone, is up to the client: set
+// go on for a minute. Whether a call returns as soon as its context ends, and
+// how long one waits for a Redis that is gone, is up to the client: set
 // ContextTimeoutEnabled, and few retries.
 //
-// A map needs a user who may use GET, SET, EVAL, EVALSHA, INFO, EXPIRE, DEL and the
-// commands for hashes (or BITFIELD, GETRANGE, SETRANGE and STRLEN), and OBJECT for
-// Stats; CONFIG and MEMORY help. Without CONFIG, opening a map finds the limits out
-// by two hashes of its own. To remove a map, stop its users and delete the header,
-// then the keys that begin with the prefix and ":{" (":" for a Dense).
+// A map needs a user who may use GET, SET, DEL, EXPIRE, EVAL, EVALSHA, INFO and
+// the commands for hashes (or BITFIELD, GETRANGE, SETRANGE and STRLEN), OBJECT
+// for Stats, WAIT for Replicas; CONFIG and MEMORY help. Without CONFIG, opening
+// a map finds the limits out by two hashes of its own. To remove a map, stop its
+// users and delete the header, then the keys that begin with the prefix and ":{"
+// (":" for a Dense).
 //
 // # Source
 //

@@ -74,11 +74,11 @@ func (m *Map[K, V]) GetMulti(ctx context.Context, keys ...K) (map[K]V, error) {
 	return found, err
 }
 
-// SetMulti stores entries. It costs one pipeline per node, for each 4096 buckets
-// or eight times as many entries as the map has buckets, with one command per
-// bucket and 128 entries. It takes a map, as
-// GetMulti returns one: every entry is checked before the first is sent, and no
-// key comes twice. A [PartialError] tells which keys may not be stored.
+// SetMulti stores entries. It costs one pipeline per node, for each 4096 buckets,
+// or each eight times as many entries as the map has buckets, with one command
+// per bucket and 128 entries. It takes a map, as GetMulti returns one: every entry
+// is checked before the first is sent, and no key comes twice. A [PartialError]
+// tells which keys may not be stored.
 func (m *Map[K, V]) SetMulti(ctx context.Context, entries map[K]V) error {
 	items := make([]item[K, V], 0, len(entries))
 	for key, value := range entries {

@@ -63,7 +63,7 @@ func (s spot) parent() spot { return spot{s.level - 1, s.bucket & (1<<(s.level-1
 // bits of the bucket choose the tag; the others follow in hexadecimal, behind a
 // 1 that tells the level:
 //
-//	owner:{4Kb}9a   bucket 0011010... of level tagged+7, slot of {4Kb}
+//	owner:{5kn}87   bucket 128237 of 2^21: 0000111 above the 14 bits of {5kn}
 func (s spot) appendName(b []byte, prefix string, tagged int) []byte {
 	slot := s.bucket & (1<<tagged - 1) << (slotBits - tagged)
 	b = append(b, prefix...)

@@ -85,6 +85,9 @@ func (r *report) chart(files ...string) error {
 	p.Y.Tick.Label.Font.Size = vg.Points(13)
 	p.Y.Tick.Length = 0
 	p.Y.LineStyle.Width = 0
+	// A browser may not have the font that the SVG was laid out for. This is
+	// room for a wider one.
+	p.Y.Padding = vg.Points(26)
 	p.Legend.Top, p.Legend.XOffs, p.Legend.YOffs = true, -vg.Points(10), -vg.Points(10)
 	p.Legend.TextStyle.Font.Size = vg.Points(13)
 	p.Legend.ThumbnailWidth = vg.Points(16)
@@ -121,7 +124,7 @@ func (r *report) chart(files ...string) error {
 	p.Add(values)
 	for at, kind := range kinds {
 		if drawn[at] != nil {
-			p.Legend.Add(kind.name, drawn[at])
+			p.Legend.Add(kind.name+"     ", drawn[at]) // room, as above
 		}
 	}
 	p.NominalY(names...)

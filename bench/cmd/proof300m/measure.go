@@ -23,6 +23,7 @@ type result struct {
 	// Used is the growth of used_memory; of memcached, of its slabs and table.
 	Used        int64   `json:"used_bytes"`
 	RSS         int64   `json:"rss_bytes"` // growth
+	RSSAgain    int64   `json:"rss_after_restart_bytes,omitempty"`
 	BytesPerKey float64 `json:"bytes_per_key"`
 	LoadSeconds float64 `json:"load_seconds"`
 	LoadRate    float64 `json:"loads_per_second"`
@@ -126,6 +127,13 @@ func measure(ctx context.Context, host *localserver.Host, l layout, span time.Du
 	r.BytesPerKey = float64(r.Used) / float64(l.Keys)
 	if err := srv.persist(ctx, &r, p); err != nil {
 		return r, err
+	}
+	if r.RestartSeconds > 0 {
+		_, again, err := srv.usage(ctx)
+		if err != nil {
+			return r, err
+		}
+		r.RSSAgain = again - rss
 	}
 	return r, nil
 }
