@@ -89,7 +89,7 @@ func (m *Map[K, V]) stretch(ctx context.Context, begun *view, first, last uint64
 }
 
 // errWentBack is what a failover does to a map that grew just before.
-var errWentBack = errors.New("the header went back to what it was: try again")
+var errWentBack = errors.New("a failover took back what was done last: try again")
 
 // visit queues a command for each bucket and gives its reply to read: the
 // replies of both halves for a bucket that has been split.
@@ -118,7 +118,7 @@ func visit[C redis.Cmder, K Key, V Value](ctx context.Context, m *Map[K, V], v *
 				split = append(split, halves[:]...)
 				continue
 			case above[i] != nil && !stands(above[i]):
-				return &CorruptError{Key: m.name(s.parent(), v), Err: errForeign}
+				return m.foreign(ctx, m.name(s.parent(), v))
 			case err == nil:
 				err = read(s, cmds[i])
 			}
@@ -129,6 +129,19 @@ func visit[C redis.Cmder, K Key, V Value](ctx context.Context, m *Map[K, V], v *
 		spots = split
 	}
 	return nil
+}
+
+// foreign tells what is wrong with a Redis key that was no bucket a moment ago,
+// and is no tombstone now.
+func (m *Map[K, V]) foreign(ctx context.Context, name string) error {
+	kind, err := m.rdb.Type(ctx, name).Result()
+	switch {
+	case err != nil:
+		return err
+	case kind == "hash" || kind == "none":
+		return errWentBack
+	}
+	return &CorruptError{Key: name, Err: errForeign}
 }
 
 // sample returns n buckets of the level of v at random, or all if there are no

@@ -29,7 +29,7 @@ type DenseConfig struct {
 	Keys int64
 
 	// Warn is told what is wrong with a server but stops nothing, when the map
-	// is opened. Default: slog.Warn.
+	// is opened. It must not use the map. Default: slog.Warn.
 	Warn func(error)
 }
 

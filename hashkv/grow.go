@@ -1,6 +1,7 @@
 package hashkv
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -87,7 +88,18 @@ func (m *Map[K, V]) grow(ctx context.Context, cfg GrowConfig) error {
 		}
 		v = now
 	}
-	return m.finish(ctx, v, cfg)
+	for {
+		err := m.finish(ctx, v, cfg)
+		if !errors.Is(err, errWentBack) {
+			return err
+		}
+		// A failover has undone the end. What it has left is finished again.
+		now, failed := m.current(ctx)
+		if failed != nil || !now.Growing {
+			return cmp.Or(failed, err)
+		}
+		v = now
+	}
 }
 
 // begin makes the header say that the map grows, if it is still that of v, and
@@ -259,14 +271,26 @@ func (m *Map[K, V]) splitArgs(s spot, v *view, fields []string) ([]string, []any
 func (m *Map[K, V]) sweep(ctx context.Context, v *view) (*view, error) {
 	all := uint64(1) << (v.Level - 1)
 	for first := uint64(0); first < all; first += 1024 {
-		_, err := m.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		now, err := m.look(ctx, false)
+		switch {
+		case err != nil:
+			return nil, err
+		case now.ID != v.ID:
+			return nil, ErrLost
+		case now.Level < v.Level:
+			return nil, errWentBack
+		}
+		// GETEX is for strings only: an entry never gets an end.
+		cmds, _ := m.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 			for b := first; b < min(first+1024, all); b++ {
-				pipe.Expire(ctx, m.name(spot{v.Level - 1, b}, v), tombstoneLife)
+				pipe.GetEx(ctx, m.name(spot{v.Level - 1, b}, v), tombstoneLife)
 			}
 			return nil
 		})
-		if err != nil {
-			return nil, err
+		for _, cmd := range cmds {
+			if err := cmd.Err(); err != nil && !errors.Is(err, redis.Nil) && !wrongType(err) {
+				return nil, err
+			}
 		}
 	}
 	next := v.header
@@ -274,5 +298,9 @@ func (m *Map[K, V]) sweep(ctx context.Context, v *view) (*view, error) {
 	if _, err := m.swap(ctx, v.header, next); err != nil {
 		return nil, err
 	}
-	return m.current(ctx)
+	now, err := m.current(ctx)
+	if err == nil && now.Level < v.Level {
+		err = errWentBack
+	}
+	return now, err
 }

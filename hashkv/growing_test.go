@@ -184,7 +184,7 @@ func TestGrowBuriesTombstonesAtTheEnd(t *testing.T) {
 	// A Grow dies when all buckets are split and the header says so.
 	dying := sameRedis(t, rdb)
 	died := errors.New("died")
-	before(dying, 1, "expire", func() error { return died })
+	before(dying, 1, "getex", func() error { return died })
 	m := sparse(t, dying)
 	require.ErrorIs(t, m.Grow(t.Context(), hashkv.GrowConfig{}), died)
 	h := readHeader(t, rdb, "g")

@@ -126,11 +126,11 @@
 // until then it may write to the one that has taken its place: stop the writers
 // before a map is made again with other parameters. A failover loses what Redis
 // had not copied to the replica yet, as always with Redis; Load and Grow can
-// wait for replicas. A client that reads from replicas (ReadOnly) gets what they
-// have, and while a map grows may miss entries. A process that sleeps for an
-// hour between two steps of one call, while the map grows, may write to a place
-// where nobody looks. Whoever can choose the keys of a Strings can choose ones
-// that fall into the same bucket.
+// wait for replicas. A map whose header alone was lost must be deleted before it
+// is made again: entries do not tell how they are stored. A process that sleeps
+// for an hour between two steps of one call, while the map grows, may write to a
+// place where nobody looks. Whoever can choose the keys of a Strings can choose
+// ones that fall into the same bucket.
 //
 // # Cost
 //
@@ -161,7 +161,7 @@
 // how long one waits for a Redis that is gone, is up to the client: set
 // ContextTimeoutEnabled, and few retries.
 //
-// A map needs a user who may use GET, SET, DEL, EXPIRE, EVAL, EVALSHA, INFO and
+// A map needs a user who may use GET, GETEX, SET, DEL, EVAL, EVALSHA, INFO and
 // the commands for hashes (or BITFIELD, GETRANGE, SETRANGE and STRLEN), OBJECT
 // for Stats, WAIT for Replicas; CONFIG and MEMORY help. Without CONFIG, opening
 // a map finds the limits out by two hashes of its own. To remove a map, stop its

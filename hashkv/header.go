@@ -153,7 +153,11 @@ func (b *book) reopen(ctx context.Context, again bool) (*view, error) {
 	if b.guard != nil {
 		var failed error
 		if limits, failed = readLimits(ctx, b.rdb, b.prefix); failed != nil {
-			return nil, failed
+			if err != nil {
+				return nil, failed // a new map cannot be planned
+			}
+			b.warn(fmt.Errorf("hashkv: open %s: %w", b.prefix, failed))
+			limits.entries.value, limits.bytes.value = 512, maxBytes // as Redis is delivered
 		}
 	}
 	if err != nil {
@@ -168,6 +172,9 @@ func (b *book) reopen(ctx context.Context, again bool) (*view, error) {
 		if err = b.rdb.SetNX(ctx, b.headerKey(), h.text(), 0).Err(); err == nil {
 			h, err = b.load(ctx)
 		}
+		if errors.Is(err, redis.Nil) {
+			err = ErrLost // just now
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -175,12 +182,12 @@ func (b *book) reopen(ctx context.Context, again bool) (*view, error) {
 	v := &view{header: h, read: read, tried: read, guarded: read, limits: limits}
 	if b.guard != nil {
 		if v.refuse, err = b.guard(ctx, v); err != nil {
-			return nil, err
+			b.warn(fmt.Errorf("hashkv: open %s: %w", b.prefix, err))
 		}
 	}
-	b.lost.Store(false)
 	b.written.Store(0)
 	b.seen.Store(v)
+	b.lost.Store(false) // after that, or a call would go by the old one
 	return v, nil
 }
 
@@ -230,7 +237,7 @@ func (b *book) look(ctx context.Context, write bool) (*view, error) {
 		return v, nil
 	}
 	stale := since(v.read) > staleAfter
-	if stale {
+	if stale || write && b.outgrown(v) {
 		select {
 		case b.turn <- struct{}{}:
 		case <-ctx.Done():
@@ -264,25 +271,32 @@ func (b *book) refresh(ctx context.Context, old *view) (*view, error) {
 	read := time.Now()
 	h, err := b.load(ctx)
 	switch {
-	case errors.Is(err, redis.Nil), err == nil && h.ID != old.ID:
+	case errors.Is(err, redis.Nil), h.ID != "" && h.ID != old.ID:
 		b.lost.Store(true)
 		return nil, ErrLost
 	case err != nil:
+		if final(err) { // nobody may go by the old one any more
+			unknown := *old
+			unknown.read = time.Time{}
+			b.seen.Store(&unknown)
+		}
 		return nil, err
 	}
 	v := &view{header: h, read: read, tried: read, guarded: old.guarded, limits: old.limits, refuse: old.refuse}
 	written := b.written.Load()
 	due := v.refuse != nil || b.outgrown(v) || written > 0 && since(v.guarded) > guardAfter
 	if b.guard != nil && due {
-		// Somebody may have set other limits, filled the map, or grown it.
+		// Somebody may have set other limits, filled the map, or grown it. If the
+		// servers do not tell, it stays as it was until the next time.
+		now := *v
 		if !v.limits.tried || v.refuse != nil {
-			v.limits, err = readLimits(ctx, b.rdb, b.prefix)
+			now.limits, err = readLimits(ctx, b.rdb, b.prefix)
 		}
 		if err == nil {
-			v.refuse, err = b.guard(ctx, v)
+			now.refuse, err = b.guard(ctx, &now)
 		}
-		if err != nil {
-			return nil, err
+		if err == nil {
+			*v = now
 		}
 		v.guarded = read
 		b.written.Add(-written)

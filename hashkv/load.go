@@ -55,6 +55,7 @@ func (m *Map[K, V]) Load(ctx context.Context, entries iter.Seq2[K, V], cfg LoadC
 
 // load cuts a sequence into batches.
 func load[K Key, V Value](ctx context.Context, b *book, entries iter.Seq2[K, V], cfg LoadConfig, send func([]item[K, V]) error) (done int64, err error) {
+	var begun *view
 	batch := make([]item[K, V], 0, min(cfg.Batch, 1<<16))
 	store := send
 	if cfg.Replicas > 0 {
@@ -71,7 +72,13 @@ func load[K Key, V Value](ctx context.Context, b *book, entries iter.Seq2[K, V],
 		}
 	}
 	flush := func() bool {
-		if err = store(batch); err != nil {
+		if err = store(batch); err == nil && begun == nil {
+			begun = b.seen.Load()
+		}
+		if err == nil && b.seen.Load().ID != begun.ID {
+			err = fmt.Errorf("hashkv: load %s: %w", b.prefix, ErrLost) // opened again meanwhile
+		}
+		if err != nil {
 			return false
 		}
 		done += int64(len(batch))

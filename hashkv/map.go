@@ -345,6 +345,10 @@ func checkBase(config string, rdb redis.UniversalClient, prefix string) error {
 	if _, ring := rdb.(*redis.Ring); ring {
 		return errors.New("hashkv: the client is a Ring: want one that finds a key where it was written")
 	}
+	if c, ok := rdb.(interface{ Options() *redis.ClusterOptions }); ok && c.Options().ReadOnly {
+		// A header that is read from a replica may be any number of hours old.
+		return errors.New("hashkv: the client reads from replicas: want one without ReadOnly and routing")
+	}
 	if strings.ContainsAny(prefix, "{}") {
 		// Redis Cluster would hash the part in braces only, and one node would
 		// get the whole map.

@@ -16,7 +16,9 @@ import (
 // onPrimaries calls fn for each server that takes writes, with its address:
 // the one of a plain or Sentinel client, all of a Cluster. Calls do not overlap.
 func onPrimaries(ctx context.Context, rdb redis.UniversalClient, fn func(c redis.UniversalClient, addr string) error) error {
-	cluster, ok := rdb.(*redis.ClusterClient)
+	cluster, ok := rdb.(interface {
+		ForEachMaster(context.Context, func(context.Context, *redis.Client) error) error
+	})
 	if !ok {
 		addr := "the server"
 		if c, ok := rdb.(*redis.Client); ok {
@@ -94,24 +96,45 @@ func replicated(ctx context.Context, rdb redis.UniversalClient, n int) error {
 		return nil
 	}
 	return onPrimaries(ctx, rdb, func(c redis.UniversalClient, addr string) error {
+		// Not WAIT's own answer: from 7.2 on that is about the last write of its
+		// connection, and the writes were made on others.
+		var goal int64
+		var history string
 		for end := time.Now().Add(replicaTimeout); ; {
-			var got *redis.IntCmd
-			// WAIT is for what the server had done at the last command of its
-			// connection, whoever sent it: a PING makes that now. It waits for
-			// less than the client's read timeout, 3 s unless set.
+			var info *redis.StringCmd
 			_, err := c.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-				pipe.Ping(ctx)
-				got = redis.NewIntCmd(ctx, "wait", n, (500 * time.Millisecond).Milliseconds())
-				return pipe.Process(ctx, got)
+				if goal > 0 { // has replicas say at once how far they are: there are never so many
+					_ = pipe.Process(ctx, redis.NewIntCmd(ctx, "wait", 1<<20, 5))
+				}
+				info = pipe.Info(ctx, "replication")
+				return nil
 			})
-			switch {
-			case err != nil:
+			if err != nil {
 				return err
-			case got.Val() >= int64(n):
+			}
+			if goal == 0 {
+				if goal, err = strconv.ParseInt(infoField(info.Val(), "master_repl_offset"), 10, 64); err != nil {
+					return err
+				}
+				history = infoField(info.Val(), "master_replid")
+			}
+			if infoField(info.Val(), "master_replid") != history {
+				return nil // another primary: its replicas do not count
+			}
+			got := 0
+			for line := range strings.Lines(info.Val()) { // slave0:ip=...,port=...,state=online,offset=1234,lag=0
+				if _, fields, ok := strings.Cut(line, ",state=online,offset="); ok {
+					text, _, _ := strings.Cut(fields, ",")
+					if offset, err := strconv.ParseInt(text, 10, 64); err == nil && offset >= goal {
+						got++
+					}
+				}
+			}
+			switch {
+			case got >= n:
 				return nil
 			case time.Now().After(end):
-				return errors.New(addr + " has only " + strconv.FormatInt(got.Val(), 10) +
-					" replicas up to date: want " + strconv.Itoa(n))
+				return errors.New(addr + " has only " + strconv.Itoa(got) + " replicas up to date: want " + strconv.Itoa(n))
 			}
 		}
 	})

@@ -49,7 +49,7 @@ type SparseConfig struct {
 	ValueBytes int
 
 	// Warn is told what is wrong with a server but stops nothing, when the map
-	// is opened and from AutoGrow. Default: slog.Warn.
+	// is opened and from AutoGrow. It must not use the map. Default: slog.Warn.
 	Warn func(error)
 }
 

@@ -20,7 +20,9 @@ end
 -- Halves of a bucket that is there are left from before a failover that brought
 -- it back, and nobody looks into them. Those of one that is not there may be in
 -- use: its tombstone has expired if this process has slept for an hour.
-if kind == 'hash' then redis.call('DEL', KEYS[2], KEYS[3]) end
+if kind == 'hash' and redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 then
+  redis.call('DEL', KEYS[2], KEYS[3])
+end
 
 local chunk = 2 * tonumber(ARGV[2])
 local pairs = { {}, {} }
