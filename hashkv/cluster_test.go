@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,6 +51,7 @@ func TestCluster(t *testing.T) {
 	// One after the other: the last one breaks it.
 	t.Run("LiesEvenly", func(t *testing.T) { clusterLiesEvenly(t, cluster, rdb) })
 	t.Run("DoesEverything", func(t *testing.T) { clusterDoesEverything(t, rdb) })
+	t.Run("GoesByTheLeastLimit", func(t *testing.T) { clusterLeastLimit(t, cluster, rdb) })
 	t.Run("LosesNothingWhenSlotsMove", func(t *testing.T) { clusterSlotsMove(t, cluster) })
 	t.Run("NamesTheKeysOfADeadNode", func(t *testing.T) { clusterNodeDies(t, cluster, rdb) })
 }
@@ -148,6 +148,24 @@ func clusterDoesEverything(t *testing.T, rdb *redis.ClusterClient) {
 	}
 }
 
+// clusterLeastLimit has each node in turn allow less than the others.
+func clusterLeastLimit(t *testing.T, cluster *localserver.RedisCluster, rdb *redis.ClusterClient) {
+	ctx := t.Context()
+	for i, node := range nodeClients(t, cluster) {
+		const setting = "hash-max-listpack-entries"
+		require.NoError(t, node.ConfigSet(ctx, setting, "64").Err())
+		prefix := fmt.Sprintf("least%d", i)
+		m, err := hashkv.NewSparse[int64](rdb, hashkv.SparseConfig{Prefix: prefix, Entries: 100_000})
+		require.NoError(t, err)
+		require.NoError(t, m.Open(ctx))
+		require.Equal(t, 12, readHeader(t, rdb, prefix).Level, "100,000 entries in buckets of 24")
+		stats, err := m.Stats(ctx, hashkv.StatsConfig{})
+		require.NoError(t, err)
+		require.Equal(t, 64, stats.Limit)
+		require.NoError(t, node.ConfigSet(ctx, setting, "512").Err())
+	}
+}
+
 // clusterSlotsMove moves slots from one node to another, key by key as
 // redis-cli does, while the map grows and is read and written.
 func clusterSlotsMove(t *testing.T, cluster *localserver.RedisCluster) {
@@ -165,26 +183,14 @@ func clusterSlotsMove(t *testing.T, cluster *localserver.RedisCluster) {
 		require.NoError(t, maps[0].Grow(t.Context(), hashkv.GrowConfig{}))
 	}
 	stop := o.start(t)
-	var moved, refused atomic.Bool
 	var grown error
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			done := moved.Load()
-			grown = maps[3].Grow(t.Context(), slowly(t, o))
-			if grown == nil || done || !redis.IsTryAgainError(grown) {
-				return
-			}
-			refused.Store(true)
-		}
-	})
+	wg.Go(func() { grown = maps[3].Grow(t.Context(), slowly(t, o)) }) // waits for slots that move
 	for _, slot := range []int{0, 64, 128} { // each 64th has buckets, the first third is of the first node
 		moveSlot(t, nodes, slot, 0, 1, func() { o.went(t, 20) })
 	}
-	moved.Store(true)
 	wg.Wait()
 	require.NoError(t, grown)
-	t.Log("Grow was told to try again:", refused.Load())
 	stop()
 	require.NoError(t, maps[0].Open(t.Context()))
 	stats, err := maps[0].Stats(t.Context(), hashkv.StatsConfig{Sample: 1 << 20})
