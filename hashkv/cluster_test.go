@@ -186,7 +186,7 @@ func clusterSlotsMove(t *testing.T, cluster *localserver.RedisCluster) {
 	var grown error
 	var wg sync.WaitGroup
 	wg.Go(func() { grown = maps[3].Grow(t.Context(), slowly(t, o)) }) // waits for slots that move
-	for _, slot := range []int{0, 64, 128} { // each 64th has buckets, the first third is of the first node
+	for _, slot := range []int{0, 64, 128} {                          // each 64th has buckets, the first third is of the first node
 		moveSlot(t, nodes, slot, 0, 1, func() { o.went(t, 20) })
 	}
 	wg.Wait()

@@ -29,6 +29,9 @@ type node struct {
 const (
 	entriesSetting = "hash-max-listpack-entries"
 	bytesSetting   = "hash-max-listpack-value"
+
+	// What they are on a stock server; maxBytes is the other.
+	stockEntries = 512
 )
 
 // readLimits asks the servers up to what size they keep a hash compact, and

@@ -112,9 +112,41 @@ type book struct {
 	guard func(ctx context.Context, v *view) (*LimitError, error)
 
 	turn    chan struct{} // held by the call that reads the header
+	failed  failure       // of the last one that did; guarded by turn
 	seen    atomic.Pointer[view]
 	lost    atomic.Bool
 	written atomic.Int64 // entries since the guard looked
+}
+
+// A failure is why a call could not read the header, and when.
+type failure struct {
+	err error
+	at  time.Time
+}
+
+// wait takes the turn. If another call failed to read the header meanwhile, it
+// returns that failure: with a server that is away each would have to wait for
+// its own, one after the other.
+func (b *book) wait(ctx context.Context) error {
+	begun := time.Now()
+	select {
+	case b.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if b.failed.at.After(begun) {
+		defer b.pass(nil)
+		return b.failed.err
+	}
+	return nil
+}
+
+// pass gives the turn away, after a call that had this error.
+func (b *book) pass(err error) {
+	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		b.failed = failure{err, time.Now()}
+	}
+	<-b.turn
 }
 
 func (b *book) headerKey() string { return b.prefix + ":header" }
@@ -131,13 +163,11 @@ func (b *book) open(ctx context.Context) error {
 }
 
 // reopen opens the map, unless that is done and need not be done again.
-func (b *book) reopen(ctx context.Context, again bool) (*view, error) {
-	select {
-	case b.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+func (b *book) reopen(ctx context.Context, again bool) (v *view, err error) {
+	if err := b.wait(ctx); err != nil {
+		return nil, err
 	}
-	defer func() { <-b.turn }()
+	defer func() { b.pass(err) }()
 	if v := b.seen.Load(); v != nil && !again {
 		return v, nil
 	}
@@ -157,7 +187,7 @@ func (b *book) reopen(ctx context.Context, again bool) (*view, error) {
 				return nil, failed // a new map cannot be planned
 			}
 			b.warn(fmt.Errorf("hashkv: open %s: %w", b.prefix, failed))
-			limits.entries.value, limits.bytes.value = 512, maxBytes // as Redis is delivered
+			limits.entries.value, limits.bytes.value = stockEntries, maxBytes
 		}
 	}
 	if err != nil {
@@ -179,10 +209,11 @@ func (b *book) reopen(ctx context.Context, again bool) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &view{header: h, read: read, tried: read, guarded: read, limits: limits}
+	v = &view{header: h, read: read, tried: read, guarded: read, limits: limits}
 	if b.guard != nil {
-		if v.refuse, err = b.guard(ctx, v); err != nil {
-			b.warn(fmt.Errorf("hashkv: open %s: %w", b.prefix, err))
+		var failed error
+		if v.refuse, failed = b.guard(ctx, v); failed != nil {
+			b.warn(fmt.Errorf("hashkv: open %s: %w", b.prefix, failed))
 		}
 	}
 	b.written.Store(0)
@@ -238,10 +269,11 @@ func (b *book) look(ctx context.Context, write bool) (*view, error) {
 	}
 	stale := since(v.read) > staleAfter
 	if stale || write && b.outgrown(v) {
-		select {
-		case b.turn <- struct{}{}:
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		if err := b.wait(ctx); err != nil {
+			if stale || ctx.Err() != nil {
+				return nil, err
+			}
+			return v, nil // as below
 		}
 	} else {
 		select {
@@ -250,11 +282,13 @@ func (b *book) look(ctx context.Context, write bool) (*view, error) {
 			return v, nil // another call is at it
 		}
 	}
-	defer func() { <-b.turn }()
+	var err error
+	defer func() { b.pass(err) }()
 	if v = b.seen.Load(); since(v.tried) < refreshAfter && since(v.read) < staleAfter && !(write && b.outgrown(v)) {
 		return v, nil // another call was at it
 	}
-	fresh, err := b.refresh(ctx, v)
+	var fresh *view
+	fresh, err = b.refresh(ctx, v)
 	if err != nil && !stale && !b.lost.Load() && !final(err) {
 		// The server that has the header is away; those of the entries may not
 		// be. Not every call shall wait for it.
@@ -310,17 +344,17 @@ func (b *book) reread(ctx context.Context, than time.Time) (*view, error) {
 	if b.lost.Load() {
 		return nil, ErrLost
 	}
-	select {
-	case b.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := b.wait(ctx); err != nil {
+		return nil, err
 	}
-	defer func() { <-b.turn }()
 	v := b.seen.Load()
 	if v.read.After(than) {
+		b.pass(nil)
 		return v, nil
 	}
-	return b.refresh(ctx, v)
+	v, err := b.refresh(ctx, v)
+	b.pass(err)
+	return v, err
 }
 
 // final tells errors about the map itself from those of servers and networks.

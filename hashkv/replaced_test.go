@@ -2,6 +2,10 @@ package hashkv_test
 
 import (
 	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -232,4 +236,42 @@ func TestClientsThatReadFromReplicasAreRefused(t *testing.T) {
 		_, err = hashkv.NewDense(rdb, hashkv.DenseConfig{})
 		require.ErrorContains(t, err, "reads from replicas")
 	}
+}
+
+// TestCallersShareAFailure: with a server that is away, callers do not wait for
+// it one after the other.
+func TestCallersShareAFailure(t *testing.T) {
+	t.Parallel()
+	const callers = 30
+	var dials atomic.Int64
+	waiting := make(chan struct{})
+	rdb := redis.NewClient(&redis.Options{
+		MaxRetries: -1, DialerRetries: 1, PoolSize: callers,
+		Dialer: func(context.Context, string, string) (net.Conn, error) {
+			if dials.Add(1) == 1 {
+				<-waiting
+			}
+			return nil, errors.New("away")
+		},
+	})
+	t.Cleanup(func() { rdb.Close() })
+	m, err := hashkv.NewSparse[int64](rdb, hashkv.SparseConfig{})
+	require.NoError(t, err)
+	var started sync.WaitGroup
+	var all errgroup.Group
+	for i := range int64(callers) {
+		started.Add(1)
+		all.Go(func() error {
+			started.Done()
+			if _, err := m.Get(t.Context(), i); err == nil {
+				t.Error("got a key of a server that is away")
+			}
+			return nil
+		})
+	}
+	started.Wait()
+	await(t, func() bool { return dials.Load() == 1 })
+	time.AfterFunc(50*time.Millisecond, func() { close(waiting) }) // for the others to get to the queue
+	require.NoError(t, all.Wait())
+	require.Less(t, dials.Load(), int64(callers/2))
 }
