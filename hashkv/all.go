@@ -70,14 +70,9 @@ func (m *Map[K, V]) walk(ctx context.Context, yield func(K, V) bool) error {
 // the map that was begun with: it may have grown since, and the tombstones of
 // those buckets have gone.
 func (m *Map[K, V]) stretch(ctx context.Context, begun *view, first, last uint64) (*view, []spot, error) {
-	v, err := m.look(ctx, false)
-	switch {
-	case err != nil:
+	v, err := m.still(ctx, begun)
+	if err != nil {
 		return nil, nil, err
-	case v.ID != begun.ID:
-		return nil, nil, ErrLost
-	case v.Level < begun.Level:
-		return nil, nil, errWentBack
 	}
 	var spots []spot
 	for b := first; b < last; b++ {
@@ -86,6 +81,22 @@ func (m *Map[K, V]) stretch(ctx context.Context, begun *view, first, last uint64
 		}
 	}
 	return v, spots, nil
+}
+
+// still returns the header of a map that a walk began with, or why the walk must
+// not go on: it is another map, or a failover took it back to a level whose
+// buckets are in use again.
+func (m *Map[K, V]) still(ctx context.Context, begun *view) (*view, error) {
+	v, err := m.look(ctx, false)
+	switch {
+	case err != nil:
+		return nil, err
+	case v.ID != begun.ID:
+		return nil, ErrLost
+	case v.Level < begun.Level:
+		return nil, errWentBack
+	}
+	return v, nil
 }
 
 // errWentBack is what a failover does to a map that grew just before.

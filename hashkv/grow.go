@@ -163,28 +163,21 @@ func (m *Map[K, V]) splitAll(ctx context.Context, v *view, cfg GrowConfig) error
 	all := uint64(1) << v.Level
 	first := rand.Uint64N(all)
 	for done := uint64(0); done < all; {
-		now, err := m.look(ctx, false)
-		switch {
-		case err != nil:
-			return err
-		case now.ID != v.ID:
-			return ErrLost
-		case now.Level < v.Level:
-			return errWentBack
-		case now.Level > v.Level:
-			return nil // others have finished
+		now, err := m.still(ctx, v)
+		if err != nil || now.Level > v.Level {
+			return err // or others have finished
 		}
 		n := min(uint64(cfg.Parallel), all-done)
-		todo := make([]spot, n)
-		for i := range todo {
-			todo[i] = spot{v.Level, (first + done + uint64(i)) % all}
+		left := make([]spot, n)
+		for i := range left {
+			left[i] = spot{v.Level, (first + done + uint64(i)) % all}
 		}
-		for len(todo) > 0 {
-			before := len(todo)
-			if todo, err = m.splitSome(ctx, v, todo); err != nil {
+		for len(left) > 0 {
+			before := len(left)
+			if left, err = m.splitSome(ctx, v, left); err != nil {
 				return err
 			}
-			if len(todo) == before {
+			if len(left) == before {
 				select { // for the slots to arrive
 				case <-ctx.Done():
 					return ctx.Err()
@@ -202,16 +195,16 @@ func (m *Map[K, V]) splitAll(ctx context.Context, v *view, cfg GrowConfig) error
 
 // splitSome tries to split the buckets, and returns those that changed between
 // being read and being split, or that a cluster is moving to another node.
-func (m *Map[K, V]) splitSome(ctx context.Context, v *view, todo []spot) ([]spot, error) {
-	fields := make([]*redis.StringSliceCmd, len(todo))
+func (m *Map[K, V]) splitSome(ctx context.Context, v *view, left []spot) ([]spot, error) {
+	fields := make([]*redis.StringSliceCmd, len(left))
 	pipe := m.rdb.Pipeline()
-	for i, s := range todo {
+	for i, s := range left {
 		fields[i] = pipe.HKeys(ctx, m.name(s, v))
 	}
 	_, _ = pipe.Exec(ctx) // each command has its own error
-	done := make([]*redis.Cmd, len(todo))
+	done := make([]*redis.Cmd, len(left))
 	pipe = m.rdb.Pipeline()
-	for i, s := range todo {
+	for i, s := range left {
 		err := fields[i].Err()
 		if wrongType(err) {
 			continue // split already, by the looks of it
@@ -226,8 +219,8 @@ func (m *Map[K, V]) splitSome(ctx context.Context, v *view, todo []spot) ([]spot
 		done[i] = pipe.Eval(ctx, splitLua, names, args...)
 	}
 	_, _ = pipe.Exec(ctx)
-	again := todo[:0]
-	for i, s := range todo {
+	again := left[:0]
+	for i, s := range left {
 		if done[i] == nil {
 			continue
 		}
@@ -271,14 +264,8 @@ func (m *Map[K, V]) splitArgs(s spot, v *view, fields []string) ([]string, []any
 func (m *Map[K, V]) sweep(ctx context.Context, v *view) (*view, error) {
 	all := uint64(1) << (v.Level - 1)
 	for first := uint64(0); first < all; first += 1024 {
-		now, err := m.look(ctx, false)
-		switch {
-		case err != nil:
+		if _, err := m.still(ctx, v); err != nil {
 			return nil, err
-		case now.ID != v.ID:
-			return nil, ErrLost
-		case now.Level < v.Level:
-			return nil, errWentBack
 		}
 		// GETEX is for strings only: an entry never gets an end.
 		cmds, _ := m.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {

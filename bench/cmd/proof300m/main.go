@@ -80,8 +80,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 // prove measures all layouts and writes the report.
 func prove(ctx context.Context, cfg config, have resources, stdout io.Writer, p *progress) (err error) {
-	todo := layouts(cfg)
-	if err := have.check(need(todo)); err != nil {
+	rows := layouts(cfg)
+	if err := have.check(need(rows)); err != nil {
 		return err
 	}
 	if err := localserver.Available(localserver.KindRedis, localserver.KindMemcached); err != nil {
@@ -109,8 +109,8 @@ func prove(ctx context.Context, cfg config, have resources, stdout io.Writer, p 
 	}()
 
 	r := newReport(cfg)
-	for at, l := range todo {
-		p.title(fmt.Sprintf("%d of %d, %s", at+1, len(todo), l.Name))
+	for at, l := range rows {
+		p.title(fmt.Sprintf("%d of %d, %s", at+1, len(rows), l.Name))
 		done, err := measure(ctx, host, l, cfg.time, p)
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -29,12 +29,19 @@ func folder(t *testing.T) string {
 	return dir
 }
 
+// needServers skips the test at home if a server is missing. Where CI is set,
+// TestMain has failed already.
+func needServers(t *testing.T) {
+	t.Helper()
+	if err := localserver.Available(localserver.KindRedis, localserver.KindMemcached); err != nil {
+		t.Skip(err)
+	}
+}
+
 // A short run: every layout answers rightly, and the report has what was found.
 func TestRunWritesWhatItMeasured(t *testing.T) {
 	t.Parallel()
-	if err := localserver.Available(localserver.KindRedis, localserver.KindMemcached); err != nil {
-		t.Skip(err) // where CI is set, TestMain has failed already
-	}
+	needServers(t)
 	out, scratch := t.TempDir(), folder(t)
 	file := filepath.Join(out, "figures.json")
 	var stdout, stderr bytes.Buffer
@@ -102,9 +109,7 @@ func TestRunWritesWhatItMeasured(t *testing.T) {
 // Its servers end with it, and no folder is left.
 func TestRunEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	if err := localserver.Available(localserver.KindRedis, localserver.KindMemcached); err != nil {
-		t.Skip(err)
-	}
+	needServers(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	scratch := folder(t)

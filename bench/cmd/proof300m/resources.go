@@ -29,9 +29,9 @@ func available(dir string) (resources, error) {
 
 // need returns what a run takes. Layouts come one after another, so the largest
 // counts.
-func need(todo []layout) resources {
+func need(rows []layout) resources {
 	var most resources
-	for _, l := range todo {
+	for _, l := range rows {
 		// A batch of 4 million pairs is 1 GB of ours while it is sent, and the
 		// server's table of keys is there twice while it grows.
 		batch := min(l.Keys, loadBatch) * 400
