@@ -275,3 +275,47 @@ func TestCallersShareAFailure(t *testing.T) {
 	require.NoError(t, all.Wait())
 	require.Less(t, dials.Load(), int64(callers/2))
 }
+
+// TestGrowFinishesWhatWentBack has a failover take back the last change of the
+// header before Grow looks at it again.
+func TestGrowFinishesWhatWentBack(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	rdb, maps := growers(t, 1)
+	o := newOracle(1000, maps[0])
+	o.fill(t)
+	slow := sameRedis(t, rdb)
+	m := sparse(t, slow)
+	var growing string
+	// Grow reads the header before and after it begins, and after it ends.
+	before(slow, 3, "get", func() error { return rdb.Set(ctx, "g:header", growing, 0).Err() })
+	require.NoError(t, m.Grow(ctx, hashkv.GrowConfig{Progress: func(int64, int64) {
+		if growing == "" {
+			growing = rdb.Get(ctx, "g:header").Val()
+		}
+	}}))
+	require.NotEmpty(t, growing)
+	h := readHeader(t, rdb, "g")
+	require.Equal(t, storedHeader{ID: h.ID, Level: 9}, h)
+	maps[0].Age(2 * time.Second)
+	o.check(t)
+}
+
+// TestAllNoticesThatTheMapWentBack: a walk over the buckets of a level that is
+// not reached any more would miss what is in those of the level below.
+func TestAllNoticesThatTheMapWentBack(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	rdb, maps := growers(t, 1)
+	newOracle(1000, maps[0]).fill(t)
+	var growing string
+	require.NoError(t, maps[0].Grow(ctx, hashkv.GrowConfig{Progress: func(int64, int64) {
+		growing = rdb.Get(ctx, "g:header").Val()
+	}}))
+	entries, failed := maps[0].All(ctx)
+	for range entries {
+		require.NoError(t, rdb.Set(ctx, "g:header", growing, 0).Err())
+		maps[0].Age(2 * time.Second)
+	}
+	require.ErrorContains(t, failed(), "a failover took back")
+}
