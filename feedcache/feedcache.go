@@ -4,44 +4,64 @@
 // # Problem
 //
 // A new post goes to the feed of each follower, and a feed is read far more
-// often than it changes. A sorted set costs over 100 bytes an entry and rounds
-// 64-bit IDs, as its scores are doubles. A cached list that is written while
-// it is being rebuilt loses posts, and one with a cap ends where the cap is.
+// often than it changes. A sorted set costs 129 bytes an entry and rounds 64-bit
+// IDs, as its scores are doubles. A cached list that is written while it is
+// being rebuilt loses posts, and one with a cap ends where the cap is.
 //
 // # Scheme
 //
-// A feed is one Redis string: a header, then a log of operations in the order
-// they arrived. All numbers are big-endian.
+// A feed is one Redis list. Its first two elements hold the IDs, sorted and
+// packed; what follows are operations in the order they arrived. All numbers are
+// big-endian.
 //
-//	offset   0       1       2            8         16       24       32
-//	         ┌───────┬───────┬────────────┬─────────┬────────┬────────┬───
-//	         │ magic │ state │ generation │ floor   │ op     │ op     │ …
-//	         │ 0xFC  │ B, R  │ random     │ ID or 0 │        │        │
-//	         └───────┴───────┴────────────┴─────────┴────────┴────────┴───
-//	bytes      1       1       6            8         8        8
+//	index    0            1                2         3         …
+//	         ┌────────────┬────────────────┬─────────┬─────────┬──
+//	         │ older IDs  │ header, newest │ op      │ op      │ …
+//	         │ 8 B each   │ IDs 8 B each   │ 8 B     │ 8 B     │
+//	         └────────────┴────────────────┴─────────┴─────────┴──
+//	                       1st page reads from here ─►     ◄─ RPUSHX
+//
+//	header   ┌───────┬───────┬────────────┬───────┬────────────┬────────┬──────────┬──────┐
+//	         │ magic │ state │ generation │ floor │ head floor │ server │ deadline │ mark │
+//	         │ 0xFC  │ B, L  │ random     │       │            │        │ Unix ms  │      │
+//	         └───────┴───────┴────────────┴───────┴────────────┴────────┴──────────┴──────┘
+//	bytes      1       1       6            8       8            16       8          8
 //
 //	op       ┌───┬─────────────────────────────────────────────────────┐
 //	         │ T │ ID, 63 bits                                         │
 //	         └───┴─────────────────────────────────────────────────────┘
 //	           T = 0: the ID is in the feed; T = 1: the ID was removed
 //
-// The floor is the oldest ID the feed is complete down to, or 0 if the feed
-// has all there is. A read drops IDs below the floor and IDs that were removed
-// at any time, and sorts the rest. So order and repetition of operations do
-// not matter.
+// The floor is the oldest ID the feed is complete down to, or 0 if the feed has
+// all there is; the head floor is the same of the list without its first
+// element. A reader drops IDs below the floor and IDs that were removed at any
+// time, and sorts the rest. So order and repetition of operations do not matter.
 //
-//   - A push appends to a feed that exists (a warm feed) and does nothing to
-//     one that does not, in one step.
+//   - A push is RPUSHX: it appends to a feed that exists (a warm feed), does
+//     nothing to one that does not, and returns the length.
 //   - A reader that finds no feed takes a lease by writing a header in state B.
 //     From then on pushes land behind it. Only then does it read the [Source],
-//     and it puts what it read between a new header and the pushes: a swap.
-//     Other readers wait for it 155 ms at most, then read the Source and store
-//     nothing.
+//     and it puts what it read before the pushes: a swap. Other readers wait for
+//     it 155 ms at most, then read the Source and store nothing.
 //   - A swap is one script. It does nothing unless the generation is the one
-//     the writer saw, keeps every byte after those the writer saw, and sets a
-//     new generation. Whoever lost the lease can therefore harm nothing.
-//   - A log of more than twice the cap is compacted by a swap: one op for each
-//     ID, the newest [Config].Cap of them, and the floor at the oldest kept.
+//     the writer saw, keeps every element after those the writer saw, and sets
+//     a new generation. Whoever lost the lease can therefore harm nothing.
+//   - A feed with 64 ops is compacted by a swap: they go into the second
+//     element, and when that is long the whole feed is written anew, with the
+//     newest [Config].Cap IDs and the floor at the oldest kept.
+//   - The header names the server the feed was filled on, by its replication
+//     ID, which changes when a server starts or becomes a primary. A feed of
+//     another one may have lost pushes, and counts as absent.
+//
+// Of the layouts that keep the IDs exact this one was the smallest and nearly
+// the fastest: a string that grows by APPEND costs 18 bytes an entry, as Redis
+// doubles its buffer, one with free slots needs a script for each push, and a
+// list of single IDs is slow to read (BenchmarkPush and BenchmarkPage have them
+// all).
+//
+// A [Hybrid] reads a feed together with the outboxes of authors who have too
+// many followers for fan-out. A [Fanout] delivers to all followers of an author
+// as jobs of a [Queue].
 //
 // # Guarantees
 //
@@ -56,41 +76,49 @@
 // of the change, and are repeated until they return no error. The Source sees
 // every commit that came before its call: the primary, or a replica known to
 // be that far. What changes the Source's answer in another way (a follow, an
-// unfollow) is followed by Push, Remove or Drop.
+// unfollow) is followed by Edit or Drop.
+//
+// A failover to a replica that lags, and a restart from an old snapshot, lose
+// nothing: the feeds are filled anew. A page can miss pushes for as long as
+// [Config].FailoverCheck says, and only if the failover took less than that.
 //
 // # Not guaranteed
 //
 //   - A removed ID can come back, if the feed is evicted after the removal and
 //     a late push of that ID arrives afterwards. Drop IDs that the store of
-//     record no longer knows when you load the objects of a page.
-//   - Redis that fails over to a replica that lags, or starts from an old
-//     snapshot, brings back feeds without their last pushes. Change
-//     [Config].Prefix then, and keep no snapshots of this Redis.
+//     record no longer knows when you load the objects of a page, in [Keep].
+//   - The fan-out of a post that began before an unfollow may push it after the
+//     Edit. Check in Keep whom the owner follows.
 //   - A push to a cold feed is not stored; the Source has it at the next read.
+//   - The keys are this package's. A push to a list of somebody else's under
+//     the same key appends to it.
 //
 // # Cost
 //
-// A page of a warm feed is one round trip and carries the whole feed: 6.4 KB
-// at the default cap, up to twice that before a compaction. A second one renews
-// the TTL, when half of it has passed. A page of a cold feed takes three round
-// trips and one call of the Source. A page that goes below the floor adds one
-// call of the Source. A push is one round trip for 500 feeds; a compaction adds
-// two for 64 feeds, once per Cap operations at most. A server that does not know
-// the script, as after a restart, costs one more. An entry takes 9 bytes after a swap and 18 from the next push on, as
-// Redis doubles the buffer of a string that grows (BenchmarkPush, Redis 7.0).
-// A feed nobody reads expires after [Config].TTL, pushes or not.
+// A first page of up to 50 IDs of a warm feed is one round trip of 1.3 KB on
+// average; a page further down carries the whole feed, 7 KB. When half of the
+// TTL has passed, a page takes one more to renew it. A page of a cold feed takes
+// three round trips and one call of the Source. A page that goes below the floor
+// adds one call of the Source. A push is one round trip for 500 feeds, of which
+// two run at a time; a compaction adds two for 64 feeds, once in 64 pushes to a
+// feed, and a third when it writes whole feeds. A server that does not know a
+// script, as after a restart, costs one more. An entry takes 9.3 bytes after a
+// fill. A feed nobody reads expires after [Config].TTL, pushes or not. A feed
+// that moved to another node of a Cluster is filled anew.
 //
 // # Failure
 //
-// When Redis cannot be reached, pages come from the Source: right, only slower.
-// How much slower is up to the client: with its defaults a refused connection
-// takes seconds, with MaxRetries and DialerRetries 1 milliseconds. Give it
-// short timeouts too, and set ContextTimeoutEnabled, without which ctx does not
-// interrupt a command that waits. A value that is not a feed, or is one of a
-// later version, counts as absent and is replaced. Eviction is safe at any
-// time. Push, Remove and Drop report errors and are safe to repeat.
+// When Redis cannot be reached, pages come from the Source: right, only slower,
+// and at most [Config].Sources at once. How much slower is up to the client:
+// with its defaults a refused connection takes seconds, with MaxRetries and
+// DialerRetries 1 milliseconds. Give it short timeouts too, and set
+// ContextTimeoutEnabled, without which ctx does not interrupt a command that
+// waits. A value that is not a feed, or is one of a later version, counts as
+// absent and is replaced. Eviction is safe at any time. Push, Remove, Edit and
+// Drop report errors and are safe to repeat.
 //
-// Each script and each command uses one key, so Redis Cluster works.
+// Redis needs to allow INFO in scripts, as it does by default. Each script and
+// each command uses one key, so Redis Cluster works.
 //
 // # Source
 //
@@ -98,7 +126,8 @@
 // home timelines: Raffi Krikorian, "Timelines at Scale", QCon 2012; Rick
 // Branson, "Messaging at Scale at Instagram", PyCon 2013. Adds and removals
 // form the two-phase set of Shapiro et al., "A comprehensive study of
-// Convergent and Commutative Replicated Data Types", INRIA 2011.
+// Convergent and Commutative Replicated Data Types", INRIA 2011. Push or pull
+// for each pair is Silberstein et al., "Feeding Frenzy", SIGMOD 2010.
 package feedcache
 
 import (
@@ -119,19 +148,9 @@ import (
 // of no use.
 var ErrInvalid = errors.New("invalid argument")
 
-// MaxPage is the largest number of IDs in a page.
-const MaxPage = 1000
-
 // top is above every ID: "from the newest" for a Source, which then needs no
 // case of its own for the first page.
 const top = math.MaxInt64
-
-// A reader that finds a lease of somebody else looks again after these waits,
-// 155 ms in all, then takes its page from the Source.
-const (
-	firstWait = 5 * time.Millisecond
-	lastWait  = 80 * time.Millisecond
-)
 
 // Source reads an owner's feed from the store of record: at most n IDs below
 // before, newest first. Fewer than n IDs mean that there are no more. It is
@@ -143,12 +162,13 @@ type Source func(ctx context.Context, owner, before int64, n int) ([]int64, erro
 // Config says how feeds are kept. The zero Config works.
 type Config struct {
 	// Prefix begins every key, before a colon and the owner in decimal. Feeds of
-	// different kinds need different prefixes. It must not contain braces.
-	// Default: "feed".
+	// different kinds need different prefixes: home feeds, outboxes,
+	// notifications. It must not contain braces. Default: "feed".
 	Prefix string
 
-	// Cap is the number of IDs a feed keeps after a compaction, 1 to 100,000.
-	// A page reads the whole feed, so keep it moderate. Default: 800.
+	// Cap is the number of IDs a feed keeps when it is written anew, 1 to
+	// 100,000. A page below the first reads the whole feed, so keep it moderate.
+	// Default: 800.
 	Cap int
 
 	// TTL bounds how long a feed outlives its last page: by half of TTL at
@@ -159,17 +179,43 @@ type Config struct {
 	// If the Source is slower, feeds are never stored. At least a millisecond.
 	// Default: 10 s.
 	LeaseTTL time.Duration
+
+	// FailoverCheck is how long a page may trust what it knows of a server: that
+	// no failover and no restart has replaced it. Shorter than a failover takes,
+	// it leaves no page wrong; the check itself takes 5 µs of a server's time
+	// for each such span. Default: 1 s.
+	FailoverCheck time.Duration
+
+	// Sources is how many calls of the Source run at once; others wait. It is
+	// what the store of record has to bear when Redis is gone. Default: 64.
+	Sources int
+
+	// Mark reads the ID up to which the owner has read from the store of record,
+	// 0 for none, when a feed is filled. Default: none has read anything.
+	Mark func(ctx context.Context, owner int64) (int64, error)
+
+	// Observe is told what happens, within the call it happens in, and by many
+	// goroutines at once: it must be quick. Default: nobody is told.
+	Observe func(Event)
+
+	// Now is the clock that tells how much of a TTL is left. Default: time.Now.
+	Now func() time.Time
 }
 
 // Feeds reads and writes the feeds of all owners. It is safe for concurrent
 // use, and has nothing to close.
 type Feeds struct {
-	rdb redis.UniversalClient
-	src Source
-	cfg Config
+	rdb      redis.UniversalClient
+	src      Source
+	cfg      Config
+	sources  chan struct{} // holds one for each call of src that runs
+	servers  incarnations
+	counters counters
 }
 
 // New returns the feeds that rdb holds and src can rebuild. It does not dial.
+// The client is of one server, by Sentinel or not, or of a Cluster, and reads
+// from primaries only.
 func New(rdb redis.UniversalClient, src Source, cfg Config) (*Feeds, error) {
 	if cfg.Prefix == "" {
 		cfg.Prefix = "feed"
@@ -183,9 +229,19 @@ func New(rdb redis.UniversalClient, src Source, cfg Config) (*Feeds, error) {
 	if cfg.LeaseTTL == 0 {
 		cfg.LeaseTTL = 10 * time.Second
 	}
+	if cfg.FailoverCheck == 0 {
+		cfg.FailoverCheck = time.Second
+	}
+	if cfg.Sources == 0 {
+		cfg.Sources = 64
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if err := suitable(rdb); err != nil {
+		return nil, err
+	}
 	switch {
-	case rdb == nil:
-		return nil, errors.New("feedcache: the client is nil")
 	case strings.ContainsAny(cfg.Prefix, "{}"):
 		// Redis Cluster would put all feeds on one node.
 		return nil, fmt.Errorf("feedcache: Config.Prefix is %q: want no braces", cfg.Prefix)
@@ -197,160 +253,27 @@ func New(rdb redis.UniversalClient, src Source, cfg Config) (*Feeds, error) {
 		return nil, fmt.Errorf("feedcache: Config.TTL is %v: want at least 1 ms", cfg.TTL)
 	case cfg.LeaseTTL < time.Millisecond:
 		return nil, fmt.Errorf("feedcache: Config.LeaseTTL is %v: want at least 1 ms", cfg.LeaseTTL)
+	case cfg.FailoverCheck < 0:
+		return nil, fmt.Errorf("feedcache: Config.FailoverCheck is %v: want more than 0", cfg.FailoverCheck)
+	case cfg.Sources < 1:
+		return nil, fmt.Errorf("feedcache: Config.Sources is %d: want at least 1", cfg.Sources)
 	}
-	return &Feeds{rdb: rdb, src: src, cfg: cfg}, nil
+	return &Feeds{rdb: rdb, src: src, cfg: cfg, sources: make(chan struct{}, cfg.Sources)}, nil
 }
 
-// Page is a part of a feed.
-type Page struct {
-	// IDs is newest first.
-	IDs []int64
-
-	// Next is the cursor of the following page, or 0 at the end of the feed.
-	// Where a page ends exactly at the floor, what follows is not known yet,
-	// and the following page can turn out empty.
-	Next int64
-}
-
-// Page returns the newest n IDs below before of the owner's feed; 0 starts at
-// the newest. A cold feed is filled on the way. Page fails only if the Source
-// fails, ctx ends, or an argument is an [ErrInvalid]; not because of Redis.
-func (f *Feeds) Page(ctx context.Context, owner, before int64, n int) (Page, error) {
-	page, err := f.page(ctx, owner, before, n)
-	if err != nil {
-		return Page{}, fmt.Errorf("feedcache: page %s: %w", f.key(owner), err)
-	}
-	return page, nil
-}
-
-func (f *Feeds) page(ctx context.Context, owner, before int64, n int) (Page, error) {
-	switch {
-	case !valid(owner):
-		return Page{}, fmt.Errorf("%w: owner", ErrInvalid)
-	case n < 1 || n > MaxPage:
-		return Page{}, fmt.Errorf("%w: page size %d, want 1 to %d", ErrInvalid, n, MaxPage)
-	case before < 0:
-		return Page{}, fmt.Errorf("%w: negative cursor", ErrInvalid)
-	case before == 0:
-		before = top
-	}
-	feed, err := f.feed(ctx, owner)
-	if err != nil {
-		return Page{}, err
-	}
-	ids, more := feed.below(before, n)
-	switch {
-	case more || len(ids) == n && feed.floor > 0:
-		return Page{IDs: ids, Next: ids[n-1]}, nil
-	case feed.floor == 0:
-		return Page{IDs: ids}, nil
-	}
-	// Continue at the floor, not at the last ID: the feed knows all that is
-	// left between the two, which is nothing.
-	n -= len(ids)
-	rest, err := f.read(ctx, owner, min(before, feed.floor), n+1)
-	if err != nil {
-		return Page{}, err
-	}
-	if len(rest) <= n {
-		return Page{IDs: append(ids, rest...)}, nil
-	}
-	return Page{IDs: append(ids, rest[:n]...), Next: rest[n-1]}, nil
-}
-
-// Drop makes the feeds of the owners cold. A page that begins after Drop
-// returned shows nothing that was read from the Source before Drop began. Drop
-// is safe to repeat.
-func (f *Feeds) Drop(ctx context.Context, owners ...int64) error {
-	keys := make([]string, len(owners))
-	for i, owner := range owners {
-		if keys[i] = f.key(owner); !valid(owner) {
-			return fmt.Errorf("feedcache: drop %s: %w: owner", keys[i], ErrInvalid)
+// suitable refuses clients with which feeds would not be exact.
+func suitable(rdb redis.UniversalClient) error {
+	switch c := rdb.(type) {
+	case nil:
+		return errors.New("feedcache: the client is nil")
+	case *redis.Ring:
+		return errors.New("feedcache: a Ring moves keys between servers and back, and feeds would lose pushes: use Redis Cluster")
+	case *redis.ClusterClient:
+		if o := c.Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
+			return errors.New("feedcache: the cluster client reads from replicas, which lack the last pushes: want one that reads from primaries")
 		}
 	}
-	return f.drop(ctx, keys)
-}
-
-// feed returns the owner's log, filled from the Source if nobody has, or an
-// empty log with the floor at the top if there is none to be had. Its errors
-// are those of the Source.
-func (f *Feeds) feed(ctx context.Context, owner int64) (opLog, error) {
-	none, key := opLog{floor: top}, f.key(owner)
-	for wait := firstWait; ; wait *= 2 {
-		value, left, err := f.get(ctx, key)
-		foreign := redis.HasErrorPrefix(err, "WRONGTYPE")
-		if err != nil && !foreign && !errors.Is(err, redis.Nil) {
-			return none, nil
-		}
-		l, ok := parse(value)
-		if ok && l.state() == ready {
-			if left < f.cfg.TTL/2 {
-				// A swap sets the TTL. A plain EXPIRE could hit the lease of
-				// a feed that was evicted just now, and the lease of a reader
-				// that died would last for the whole TTL.
-				f.run(ctx, swapScript, []call{f.swap(key, l.tag, len(value), l.trim(f.cfg.Cap), f.cfg.TTL)})
-			}
-			return l, nil
-		}
-		if !ok {
-			// Remove only what was there: removing an absent key could take
-			// away the lease that another reader has just got.
-			if err == nil || foreign {
-				f.rdb.Unlink(ctx, key)
-			}
-			lease := opLog{}.encode(newTag(building))
-			won, err := f.rdb.SetNX(ctx, key, lease, f.cfg.LeaseTTL).Result()
-			if err != nil {
-				return none, nil
-			}
-			if won {
-				return f.fill(ctx, owner, string(lease[:tagLen]))
-			}
-		}
-		if wait > lastWait || !sleep(ctx, wait) {
-			return none, nil
-		}
-	}
-}
-
-// fill reads the Source under the lease with this tag and stores the result,
-// unless the lease has run out. The result is right in either case.
-func (f *Feeds) fill(ctx context.Context, owner int64, tag string) (opLog, error) {
-	key := f.key(owner)
-	ids, err := f.read(ctx, owner, top, f.cfg.Cap)
-	if err != nil {
-		// Give the lease back for the next reader, even if ctx is what ended.
-		// To the feed of a later lease this does what an eviction does.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 100*time.Millisecond)
-		defer cancel()
-		f.rdb.Unlink(ctx, key)
-		return opLog{}, err
-	}
-	l := fromSource(ids, f.cfg.Cap)
-	f.run(ctx, swapScript, []call{f.swap(key, tag, headerLen, l, f.cfg.TTL)})
-	return l, nil
-}
-
-// read calls the Source and checks what it promises, as a feed of anything
-// else would be wrong for as long as it lives.
-func (f *Feeds) read(ctx context.Context, owner, before int64, n int) ([]int64, error) {
-	if err := ended(ctx); err != nil {
-		return nil, err
-	}
-	ids, err := f.src(ctx, owner, before, n)
-	if err != nil {
-		return nil, err
-	}
-	if len(ids) > n {
-		return nil, fmt.Errorf("source returned %d IDs, want at most %d", len(ids), n)
-	}
-	for i, id := range ids {
-		if id < 1 || id >= before {
-			return nil, fmt.Errorf("source returned an ID out of order at index %d", i)
-		}
-		before = id
-	}
-	return ids, nil
+	return nil
 }
 
 func (f *Feeds) key(owner int64) string {
@@ -360,15 +283,3 @@ func (f *Feeds) key(owner int64) string {
 // valid reports whether an owner or ID is in range. The largest int64 is kept
 // free, as it stands for "above every ID".
 func valid(n int64) bool { return 0 < n && n < top }
-
-// sleep waits for d and reports whether ctx lasted as long.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}

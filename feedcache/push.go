@@ -5,13 +5,19 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // A window is the number of feeds that are pushed to in one round trip:
-// maxWindow, or fewer if many IDs would make it longer than maxBytes.
+// maxWindow, or fewer if many IDs would make it longer than maxBytes. Two are
+// under way at a time, so that the client makes one while Redis does the other.
 const (
 	maxWindow = 500
 	maxBytes  = 1 << 20
+	underWay  = 2
 )
 
 // compactWindow is smaller, as whole feeds travel in both directions.
@@ -28,10 +34,9 @@ type Delivery struct {
 
 // Push adds the IDs to the feeds of the owners that are warm. Order does not
 // matter, and repeating a Push changes nothing, so it is safe to repeat one
-// that failed, and needed: a warm feed that misses a push has a hole. It stops
-// at the first window of feeds with an error, which names the key of a feed
-// that failed; the Delivery counts what was done until then, and IDs may have
-// reached feeds it does not count.
+// that failed, and needed: a warm feed that misses a push has a hole. At an
+// error it stops, and returns a [*PushError] that names the owners it could not
+// reach, of those it has tried; the Delivery counts those it has reached.
 func (f *Feeds) Push(ctx context.Context, owners iter.Seq[int64], ids ...int64) (Delivery, error) {
 	return f.deliver(ctx, "push", owners, ids, 0)
 }
@@ -44,80 +49,227 @@ func (f *Feeds) Remove(ctx context.Context, owners iter.Seq[int64], ids ...int64
 }
 
 func (f *Feeds) deliver(
-	ctx context.Context, verb string, owners iter.Seq[int64], ids []int64, mark uint64,
+	ctx context.Context, op string, owners iter.Seq[int64], ids []int64, mark uint64,
 ) (Delivery, error) {
-	var d Delivery
 	if len(ids) == 0 {
-		return d, nil
+		return Delivery{}, nil
 	}
 	if i := slices.IndexFunc(ids, func(id int64) bool { return !valid(id) }); i >= 0 {
-		return d, fmt.Errorf("feedcache: %s: %w: ID at index %d", verb, ErrInvalid, i)
+		return Delivery{}, fmt.Errorf("feedcache: %s: %w: ID at index %d", op, ErrInvalid, i)
 	}
-	ops := encodeOps(ids, mark)
-	window := max(1, min(maxWindow, maxBytes/len(ops)))
-	calls := make([]call, 0, window)
-	for owner := range owners {
-		if !valid(owner) {
-			return d, fmt.Errorf("feedcache: %s %s: %w: owner", verb, f.key(owner), ErrInvalid)
-		}
-		calls = append(calls, call{key: f.key(owner), args: []any{ops}})
-		if len(calls) == window {
-			if err := f.send(ctx, &d, calls); err != nil {
-				return d, fmt.Errorf("feedcache: %s %w", verb, err)
-			}
-			calls = calls[:0]
-		}
-	}
-	if err := f.send(ctx, &d, calls); err != nil {
-		return d, fmt.Errorf("feedcache: %s %w", verb, err)
-	}
-	return d, nil
+	return f.append(ctx, op, owners, encodeOps(ids, mark))
 }
 
-// send makes the calls of one window and adds their outcome to d.
-func (f *Feeds) send(ctx context.Context, d *Delivery, calls []call) error {
-	if len(calls) == 0 {
+// append pushes the ops to the feeds of the owners.
+func (f *Feeds) append(ctx context.Context, op string, owners iter.Seq[int64], ops []any) (Delivery, error) {
+	var (
+		p      = &parcel{op: op, ops: ops}
+		slots  = make(chan struct{}, underWay)
+		size   = max(1, min(maxWindow, maxBytes/(len(ops)*2*opLen)))
+		window []int64
+		ran    sync.WaitGroup
+	)
+	send := func() {
+		sent := window
+		window = nil
+		slots <- struct{}{}
+		ran.Go(func() {
+			defer func() { <-slots }()
+			f.send(ctx, p, sent)
+		})
+	}
+	defer ran.Wait() // also when owners panics
+	for owner := range owners {
+		if !valid(owner) {
+			ran.Wait()
+			return p.delivery, fmt.Errorf("feedcache: %s %s: %w: owner", op, f.key(owner), ErrInvalid)
+		}
+		if window = append(window, owner); len(window) == size {
+			if send(); p.failed() {
+				break
+			}
+		}
+	}
+	if len(window) > 0 && !p.failed() {
+		send()
+	}
+	ran.Wait()
+	return p.delivery, p.result(f)
+}
+
+// A parcel is what one Push delivers, and how far it has come.
+type parcel struct {
+	op  string
+	ops []any
+
+	mu       sync.Mutex
+	delivery Delivery
+	missed   []int64
+	err      error // of the first of them
+}
+
+func (p *parcel) failed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err != nil
+}
+
+func (p *parcel) result(f *Feeds) error {
+	if p.err == nil {
 		return nil
 	}
+	return fmt.Errorf("feedcache: %s %s: %w", p.op, f.key(p.missed[0]), &PushError{Owners: p.missed, Err: p.err})
+}
+
+// send delivers the parcel to one window of owners.
+func (f *Feeds) send(ctx context.Context, p *parcel, owners []int64) {
+	pipe := f.rdb.Pipeline()
+	cmds := make([]*redis.IntCmd, len(owners))
+	for i, owner := range owners {
+		cmds[i] = pipe.RPushX(ctx, f.key(owner), p.ops...)
+	}
+	exec(ctx, pipe)
 	var (
-		long   []string
-		failed int
+		d      Delivery
+		long   []int64
+		missed []int64
 		first  error
 	)
-	for i, cmd := range f.run(ctx, pushScript, calls) {
-		length, err := cmd.Int()
+	for i, cmd := range cmds {
+		length, err := cmd.Result()
 		switch {
-		case err != nil:
-			if failed++; failed == 1 {
-				first = fmt.Errorf("%s: %w", calls[i].key, because(ctx, err))
+		case isFailure(err):
+			if missed = append(missed, owners[i]); first == nil {
+				first = because(ctx, err)
 			}
-		case length < 0:
+		case err != nil || length == 0:
 			d.Cold++
 		default:
 			d.Warm++
-			if length > headerLen+2*opLen*f.cfg.Cap {
-				long = append(long, calls[i].key)
+			// Tried once for each slack of ops: a feed that is being filled
+			// cannot be compacted.
+			if ops := int(length) - 2; ops/f.slack() != (ops-len(p.ops))/f.slack() {
+				long = append(long, owners[i])
 			}
 		}
 	}
-	f.compact(ctx, long)
-	if failed > 1 {
-		return fmt.Errorf("%w (and %d more of %d feeds)", first, failed-1, len(calls))
+	p.mu.Lock()
+	p.delivery.Warm += d.Warm
+	p.delivery.Cold += d.Cold
+	p.missed = append(p.missed, missed...)
+	if p.err == nil {
+		p.err = first
 	}
-	return first
+	p.mu.Unlock()
+	f.note(Event{Kind: Delivered, N: d.Warm})
+	f.note(Event{Kind: SkippedCold, N: d.Cold})
+	f.compact(ctx, long)
 }
 
-// compact rewrites logs that grew long. The ops have landed, so nothing is
-// lost if it fails: the next push to the feed tries again. It keeps the TTL,
-// since pushes must not keep the feed of an absent owner alive.
-func (f *Feeds) compact(ctx context.Context, keys []string) {
-	for keys := range slices.Chunk(keys, compactWindow) {
+// slack is the number of ops a feed may have before it is compacted. A page
+// pays for each of them, a push for each compaction.
+func (f *Feeds) slack() int { return max(4, min(f.cfg.Cap/8, 64)) }
+
+// headIDs is the number of newest IDs in the head of a feed after a fill. Up
+// to three times as many are in it before the whole feed is written anew.
+func (f *Feeds) headIDs() int { return max(4, f.cfg.Cap/8) }
+
+// compact rewrites feeds with many ops: their heads, or all of them if a head
+// is long. The ops have landed, so nothing is lost if it fails: a later push to
+// the feed tries again. It keeps the TTL, since pushes must not keep the feed of
+// an absent owner alive.
+func (f *Feeds) compact(ctx context.Context, owners []int64) {
+	for owners := range slices.Chunk(owners, compactWindow) {
 		var swaps []call
-		for i, value := range f.getMulti(ctx, keys) {
-			if l, ok := parse(value); ok && l.state() == ready {
-				swaps = append(swaps, f.swap(keys[i], l.tag, len(value), l.trim(f.cfg.Cap), 0))
+		deep := f.fold(ctx, owners, false, &swaps)
+		f.fold(ctx, deep, true, &swaps)
+		for _, cmd := range f.run(ctx, swapScript, swaps) {
+			if n, _ := cmd.Int(); n == 1 {
+				f.note(Event{Kind: Compaction, N: 1})
 			}
 		}
-		f.run(ctx, swapScript, swaps)
 	}
 }
+
+// fold adds the swaps that compact the feeds of the owners, and returns those
+// of whom it has to see the whole feed.
+func (f *Feeds) fold(ctx context.Context, owners []int64, whole bool, swaps *[]call) (deep []int64) {
+	if len(owners) == 0 {
+		return nil
+	}
+	start := int64(1)
+	if whole {
+		start = 0
+	}
+	pipe := f.rdb.Pipeline()
+	lists := make([]*redis.StringSliceCmd, len(owners))
+	for i, owner := range owners {
+		lists[i] = pipe.LRange(ctx, f.key(owner), start, -1)
+	}
+	exec(ctx, pipe)
+	for i, list := range lists {
+		v, ok := parse(list.Val(), whole)
+		switch {
+		case !ok || v.state() != ready:
+		case !v.whole && (v.deep || len(v.entries) > 3*f.headIDs()):
+			deep = append(deep, owners[i])
+		default:
+			*swaps = append(*swaps, f.swap(f.key(owners[i]), f.fit(v), 0))
+		}
+	}
+	return deep
+}
+
+// Drop makes the feeds of the owners cold. A page that begins after Drop
+// returned shows nothing that was read from the Source before Drop began. Drop
+// is safe to repeat. Its errors are those of [Feeds.Push].
+func (f *Feeds) Drop(ctx context.Context, owners ...int64) error {
+	for _, owner := range owners {
+		if !valid(owner) {
+			return fmt.Errorf("feedcache: drop %s: %w: owner", f.key(owner), ErrInvalid)
+		}
+	}
+	for owners := range slices.Chunk(owners, maxWindow) {
+		if err := f.dropped(ctx, owners); err != nil {
+			return fmt.Errorf("feedcache: drop %s: %w", f.key(err.Owners[0]), err)
+		}
+	}
+	return nil
+}
+
+func (f *Feeds) dropped(ctx context.Context, owners []int64) *PushError {
+	keys := make([]string, len(owners))
+	for i, owner := range owners {
+		keys[i] = f.key(owner)
+	}
+	failed, err := f.unlink(ctx, keys)
+	if err == nil {
+		return nil
+	}
+	e := &PushError{Err: err}
+	for _, i := range failed {
+		e.Owners = append(e.Owners, owners[i])
+	}
+	return e
+}
+
+// A PushError says which feeds a Push, a Remove, a Drop, an Edit or a mark could
+// not reach. It is wrapped. To repeat the call for these owners is safe, and
+// needed: until then their feeds may lack it.
+type PushError struct {
+	// Owners are those that were tried. A Push of more has tried no others.
+	Owners []int64
+
+	// Err is what the client said of one of them.
+	Err error
+}
+
+func (e *PushError) Error() string {
+	if len(e.Owners) < 2 {
+		return e.Err.Error()
+	}
+	return strings.Join([]string{e.Err.Error(), fmt.Sprintf("(and %d more feeds)", len(e.Owners)-1)}, " ")
+}
+
+// Unwrap returns Err.
+func (e *PushError) Unwrap() error { return e.Err }

@@ -4,32 +4,54 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
-// pushScript appends ARGV[1] to a feed and returns its new length, or -1 if
-// there is no feed. It looks at the header, not only whether the key exists,
-// so that it never extends a value that is not a feed.
-var pushScript = redis.NewScript(`
-local h = redis.pcall('GETRANGE', KEYS[1], 0, 1)
-if h ~= '\252B' and h ~= '\252R' then return -1 end
-return redis.call('APPEND', KEYS[1], ARGV[1])`)
+// serverLua is the incarnation of the server a script runs on: the first half
+// of its replication ID, which a server draws when it starts and when it
+// becomes a primary. Servers without one get zeros.
+const serverLua = `
+local server = string.sub(string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or '', 1, 16)
+server = server .. string.rep('0', 16 - #server)
+`
 
-// swapScript replaces the first ARGV[2] bytes of a feed with ARGV[3], if it
-// still starts with ARGV[1]. In between a feed only grows, so what the caller
-// has not seen is exactly what follows those bytes. ARGV[4] is the TTL in
-// milliseconds, or 0 to keep the one there is.
+// serverScript returns the incarnation of the server that has KEYS[1].
+var serverScript = redis.NewScript(serverLua + `return server`)
+
+// leaseScript puts a feed in state B at a key that is free, or holds something
+// else than a feed, or the feed that starts with ARGV[1]. It returns the
+// incarnation of the server, or nothing if somebody else has been faster.
+// ARGV[2] and ARGV[3] are the header before and after the incarnation, ARGV[4]
+// is the TTL in milliseconds. On a server without room the RPUSH is refused only
+// if nothing was written before it.
+var leaseScript = redis.NewScript(`
+local h = redis.pcall('LINDEX', KEYS[1], 1)
+if type(h) == 'string' and string.find(h, '^\252[BL]') and string.sub(h, 1, 8) ~= ARGV[1] then return false end
+` + serverLua + `
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('UNLINK', KEYS[1]) end
+redis.call('RPUSH', KEYS[1], '', ARGV[2] .. server .. ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return server`)
+
+// swapScript replaces the first ARGV[2] elements of a feed, if it still starts
+// with ARGV[1], by ARGV[5] and ARGV[4]; without ARGV[5] the first element
+// stays. In between a feed only grows, so what the caller has not seen is
+// exactly what follows those elements. ARGV[3] is the TTL in milliseconds, or 0
+// to keep the one there is. LSET comes first: it is what a server without room
+// refuses, and nothing has changed by then.
 var swapScript = redis.NewScript(`
-if redis.pcall('GETRANGE', KEYS[1], 0, 7) ~= ARGV[1] then return 0 end
-local v = ARGV[3] .. redis.call('GETRANGE', KEYS[1], ARGV[2], -1)
-if ARGV[4] == '0' then
-  redis.call('SET', KEYS[1], v, 'KEEPTTL')
-else
-  redis.call('SET', KEYS[1], v, 'PX', ARGV[4])
+local h = redis.pcall('LINDEX', KEYS[1], 1)
+if type(h) ~= 'string' or string.sub(h, 1, 8) ~= ARGV[1] then return 0 end
+local unseen = redis.call('LRANGE', KEYS[1], ARGV[2], -1)
+redis.call('LSET', KEYS[1], 1, ARGV[4])
+if ARGV[5] then redis.call('LSET', KEYS[1], 0, ARGV[5]) end
+redis.call('LTRIM', KEYS[1], 0, 1)
+for i = 1, #unseen, 1000 do
+  redis.call('RPUSH', KEYS[1], unpack(unseen, i, math.min(i + 999, #unseen)))
 end
+if ARGV[3] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1`)
 
 // A call is one run of a script on one key.
@@ -38,10 +60,21 @@ type call struct {
 	args []any
 }
 
-// swap returns the call of swapScript that puts l, ready and under a new
-// generation, in the place of the first seen bytes.
-func (f *Feeds) swap(key, tag string, seen int, l opLog, ttl time.Duration) call {
-	return call{key, []any{tag, seen, l.encode(newTag(ready)), ttl.Milliseconds()}}
+// swap returns the call of swapScript that puts v, ready and under a new
+// generation, in the place of what its reader saw. The deadline is set with
+// the TTL.
+func (f *Feeds) swap(key string, v view, ttl time.Duration) call {
+	seen, tag := v.seenLen, v.tag
+	v.tag = newTag(ready)
+	if ttl > 0 {
+		v.deadline = f.cfg.Now().Add(ttl).UnixMilli()
+	}
+	rest, head := v.encode(f.headIDs())
+	args := []any{tag, seen, ttl.Milliseconds(), head, rest}
+	if !v.whole {
+		args = args[:4]
+	}
+	return call{key, args}
 }
 
 // run makes the calls in one round trip. Where a server does not know the
@@ -49,62 +82,40 @@ func (f *Feeds) swap(key, tag string, seen int, l opLog, ttl time.Duration) call
 // carries the text, which needs no step that loads it on every node first.
 func (f *Feeds) run(ctx context.Context, s *redis.Script, calls []call) []*redis.Cmd {
 	cmds := make([]*redis.Cmd, len(calls))
-	known, unknown := f.rdb.Pipeline(), f.rdb.Pipeline()
+	known := f.rdb.Pipeline()
 	for i, c := range calls {
 		cmds[i] = s.EvalSha(ctx, known, []string{c.key}, c.args...)
 	}
 	exec(ctx, known)
+	f.runUnknown(ctx, s, calls, cmds)
+	return cmds
+}
+
+func (f *Feeds) runUnknown(ctx context.Context, s *redis.Script, calls []call, cmds []*redis.Cmd) {
+	unknown := f.rdb.Pipeline()
 	for i, c := range calls {
 		if redis.HasErrorPrefix(cmds[i].Err(), "NOSCRIPT") {
 			cmds[i] = s.Eval(ctx, unknown, []string{c.key}, c.args...)
 		}
 	}
 	exec(ctx, unknown)
-	return cmds
 }
 
-// get returns the value of a key and the time it has left to live. The error
-// is redis.Nil if there is none.
-func (f *Feeds) get(ctx context.Context, key string) ([]byte, time.Duration, error) {
+// unlink removes the keys and returns the indices of those it could not, and
+// one of the errors.
+func (f *Feeds) unlink(ctx context.Context, keys []string) (failed []int, err error) {
 	pipe := f.rdb.Pipeline()
-	value, left := pipe.Get(ctx, key), pipe.PTTL(ctx, key)
-	exec(ctx, pipe)
-	b, err := value.Bytes()
-	return b, left.Val(), err
-}
-
-// getMulti returns the values of the keys, nil for those it could not get. It
-// is a pipeline, as MGET takes keys of one slot only in Redis Cluster.
-func (f *Feeds) getMulti(ctx context.Context, keys []string) [][]byte {
-	pipe := f.rdb.Pipeline()
-	cmds := make([]*redis.StringCmd, len(keys))
+	cmds := make([]*redis.IntCmd, len(keys))
 	for i, key := range keys {
-		cmds[i] = pipe.Get(ctx, key)
+		cmds[i] = pipe.Unlink(ctx, key)
 	}
 	exec(ctx, pipe)
-	values := make([][]byte, len(keys))
 	for i, cmd := range cmds {
-		values[i], _ = cmd.Bytes()
-	}
-	return values
-}
-
-// drop removes the keys.
-func (f *Feeds) drop(ctx context.Context, keys []string) error {
-	for keys := range slices.Chunk(keys, maxWindow) {
-		pipe := f.rdb.Pipeline()
-		cmds := make([]*redis.IntCmd, len(keys))
-		for i, key := range keys {
-			cmds[i] = pipe.Unlink(ctx, key)
-		}
-		exec(ctx, pipe)
-		for i, cmd := range cmds {
-			if err := cmd.Err(); err != nil {
-				return fmt.Errorf("feedcache: drop %s: %w", keys[i], because(ctx, err))
-			}
+		if cmd.Err() != nil {
+			failed, err = append(failed, i), because(ctx, cmd.Err())
 		}
 	}
-	return nil
+	return failed, err
 }
 
 // exec sends what the pipeline holds. Its error is that of one of the
@@ -114,6 +125,10 @@ func exec(ctx context.Context, pipe redis.Pipeliner) {
 		_, _ = pipe.Exec(ctx)
 	}
 }
+
+// isFailure tells an error of Redis from its word that a key holds something
+// else than a list, and so no feed.
+func isFailure(err error) bool { return err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE") }
 
 // ended returns why ctx has ended, or nil. A socket whose deadline is that of
 // ctx can time out a moment before ctx.Err knows.

@@ -1,0 +1,279 @@
+package feedcache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A reader that finds a lease of somebody else looks again after these waits,
+// 155 ms in all, then takes its page from the Source.
+const (
+	firstWait = 5 * time.Millisecond
+	lastWait  = 80 * time.Millisecond
+)
+
+// A glance is what a reader found at a key.
+type glance struct {
+	view view
+	is   presence
+}
+
+type presence int
+
+const (
+	away   presence = iota // Redis did not answer
+	cold                   // no feed, or one that may have lost pushes
+	leased                 // somebody fills it
+	warm
+)
+
+// glance looks at the feeds of the owners in one round trip, and a second one
+// if it does not know which server has them.
+func (f *Feeds) glance(ctx context.Context, owners []int64, whole bool) []glance {
+	start := int64(1)
+	if whole {
+		start = 0
+	}
+	var (
+		pipe    = f.rdb.Pipeline()
+		lists   = make([]*redis.StringSliceCmd, len(owners))
+		addrs   = make([]string, len(owners))
+		calls   []call
+		asked   []string
+		answers []*redis.Cmd
+		begin   = time.Now()
+	)
+	for i, owner := range owners {
+		key := f.key(owner)
+		addrs[i] = f.addr(ctx, key)
+		if _, ok := f.servers.fresh(addrs[i], f.cfg.FailoverCheck); !ok && (i == 0 || addrs[i] != addrs[i-1]) {
+			calls, asked = append(calls, call{key: key}), append(asked, addrs[i])
+			answers = append(answers, serverScript.EvalSha(ctx, pipe, []string{key}))
+		}
+		lists[i] = pipe.LRange(ctx, key, start, -1)
+	}
+	exec(ctx, pipe)
+	f.runUnknown(ctx, serverScript, calls, answers)
+	for i, answer := range answers {
+		if server, err := answer.Text(); err == nil {
+			f.servers.saw(asked[i], server, begin)
+		}
+	}
+
+	found := make([]glance, len(owners))
+	var doubts []int
+	for i, cmd := range lists {
+		list, err := cmd.Result()
+		if isFailure(err) {
+			f.note(Event{Kind: RedisFailure, Owner: owners[i], Err: because(ctx, err)})
+			continue
+		}
+		v, ok := parse(list, whole)
+		found[i] = glance{v, cold}
+		if !ok {
+			continue
+		}
+		if found[i].is = leased; v.state() == ready {
+			found[i].is = warm
+		}
+		if server, ok := f.servers.fresh(addrs[i], f.cfg.FailoverCheck); !ok || server != v.server {
+			doubts = append(doubts, i)
+		}
+	}
+	f.verify(ctx, owners, addrs, found, doubts)
+	return found
+}
+
+// verify asks the servers themselves which incarnation they are, and takes
+// feeds that are of another one for cold.
+func (f *Feeds) verify(ctx context.Context, owners []int64, addrs []string, found []glance, doubts []int) {
+	if len(doubts) == 0 {
+		return
+	}
+	calls := make([]call, len(doubts))
+	for j, i := range doubts {
+		calls[j] = call{key: f.key(owners[i])}
+	}
+	begin := time.Now()
+	for j, answer := range f.run(ctx, serverScript, calls) {
+		i := doubts[j]
+		server, err := answer.Text()
+		switch {
+		case err != nil:
+			found[i] = glance{}
+			f.note(Event{Kind: RedisFailure, Owner: owners[i], Err: because(ctx, err)})
+		case server != found[i].view.server:
+			found[i].is = cold
+			fallthrough
+		default:
+			f.servers.saw(addrs[i], server, begin)
+		}
+	}
+}
+
+// feed returns a view of the owner's feed, which it fills from the Source if
+// nobody has, or nothing if there is none to be had. Its errors are those of
+// the Source.
+func (f *Feeds) feed(ctx context.Context, owner int64, whole bool) (view, error) {
+	return f.settle(ctx, owner, whole, f.glance(ctx, []int64{owner}, whole)[0])
+}
+
+// settle is feed, after a first glance.
+func (f *Feeds) settle(ctx context.Context, owner int64, whole bool, g glance) (view, error) {
+	for wait := firstWait; ; wait *= 2 {
+		switch g.is {
+		case away:
+			return nothing, nil
+		case warm:
+			f.renew(ctx, owner, g.view)
+			return g.view, nil
+		case cold:
+			var err error
+			if g, err = f.lease(ctx, owner, g.view.tag); err != nil {
+				return view{}, err
+			}
+			if g.is != leased {
+				return g.view, nil
+			}
+		}
+		if wait > lastWait {
+			return nothing, nil
+		}
+		f.note(Event{Kind: Wait, Owner: owner})
+		if !sleep(ctx, wait) {
+			return nothing, nil
+		}
+		g = f.glance(ctx, []int64{owner}, whole)[0]
+	}
+}
+
+// renew prolongs the life of a feed that is read, when half of it is over. A
+// plain EXPIRE could hit the lease of a feed that was evicted just now, and the
+// lease of a reader that died would last for the whole TTL.
+func (f *Feeds) renew(ctx context.Context, owner int64, v view) {
+	if v.deep || time.UnixMilli(v.deadline).Sub(f.cfg.Now()) >= f.cfg.TTL/2 {
+		return // a deep view would lose ops, and the next compaction ends it
+	}
+	f.run(ctx, swapScript, []call{f.swap(f.key(owner), f.fit(v), f.cfg.TTL)})
+}
+
+// fit trims a view that holds all of a feed.
+func (f *Feeds) fit(v view) view {
+	if v.whole {
+		return v.trim(f.cfg.Cap)
+	}
+	return v
+}
+
+// lease tries to become the one reader who fills the owner's feed, in the place
+// of what has this tag.
+func (f *Feeds) lease(ctx context.Context, owner int64, tag string) (glance, error) {
+	h := header{tag: newTag(building)}
+	before, after := h.encode()
+	won := f.run(ctx, leaseScript, []call{{f.key(owner), []any{tag, before, after, f.cfg.LeaseTTL.Milliseconds()}}})[0]
+	server, err := won.Text()
+	if errors.Is(err, redis.Nil) {
+		return glance{is: leased}, nil
+	}
+	if err != nil {
+		f.note(Event{Kind: RedisFailure, Owner: owner, Err: because(ctx, err)})
+		return glance{view: nothing}, nil
+	}
+	h.server = server
+	v, err := f.fill(ctx, owner, h)
+	return glance{v, warm}, err
+}
+
+// fill reads the Source under a lease and stores the result, unless the lease
+// has run out. The result is right in either case.
+func (f *Feeds) fill(ctx context.Context, owner int64, h header) (view, error) {
+	begin := time.Now()
+	v, err := f.rebuilt(ctx, owner)
+	if err != nil {
+		f.giveBack(ctx, owner)
+		return view{}, err
+	}
+	v.tag, v.server, v.seenLen = h.tag, h.server, 2
+	done := f.run(ctx, swapScript, []call{f.swap(f.key(owner), v, f.cfg.TTL)})[0]
+	switch n, err := done.Int(); {
+	case err != nil: // no room, as a rule
+		f.note(Event{Kind: RedisFailure, Owner: owner, Err: because(ctx, err)})
+		f.giveBack(ctx, owner)
+	case n == 1:
+		f.note(Event{Kind: Rebuild, Owner: owner, N: len(v.entries), Took: time.Since(begin)})
+	}
+	return v, nil
+}
+
+// giveBack ends a lease for the next reader, even if ctx has ended. To the feed
+// of a later lease it does what an eviction does.
+func (f *Feeds) giveBack(ctx context.Context, owner int64) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 100*time.Millisecond)
+	defer cancel()
+	_, _ = f.unlink(ctx, []string{f.key(owner)})
+}
+
+// rebuilt is a feed as the store of record knows it.
+func (f *Feeds) rebuilt(ctx context.Context, owner int64) (view, error) {
+	ids, err := f.source(ctx, owner, top, f.cfg.Cap)
+	if err != nil {
+		return view{}, err
+	}
+	v := fromSource(ids, f.cfg.Cap)
+	if f.cfg.Mark != nil {
+		if v.seen, err = f.cfg.Mark(ctx, owner); err != nil {
+			return view{}, fmt.Errorf("mark: %w", err)
+		}
+		if v.seen < 0 {
+			return view{}, errors.New("mark: negative ID")
+		}
+	}
+	return v, nil
+}
+
+// source calls the Source, of which a limited number run at once, and checks
+// what it promises, as a feed of anything else would be wrong for as long as
+// it lives.
+func (f *Feeds) source(ctx context.Context, owner, before int64, n int) ([]int64, error) {
+	if err := ended(ctx); err != nil {
+		return nil, err
+	}
+	select {
+	case f.sources <- struct{}{}:
+		defer func() { <-f.sources }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for one of %d calls of the source to end: %w", cap(f.sources), ctx.Err())
+	}
+	begin := time.Now()
+	ids, err := f.src(ctx, owner, before, n)
+	f.note(Event{Kind: SourceRead, Owner: owner, N: len(ids), Took: time.Since(begin), Err: err})
+	if err != nil {
+		return nil, err
+	}
+	if len(ids) > n {
+		return nil, fmt.Errorf("source returned %d IDs, want at most %d", len(ids), n)
+	}
+	for i, id := range ids {
+		if id < 1 || id >= before {
+			return nil, fmt.Errorf("source returned an ID out of order at index %d", i)
+		}
+		before = id
+	}
+	return ids, nil
+}
+
+// sleep waits for d and reports whether ctx lasted as long.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
