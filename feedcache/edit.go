@@ -16,16 +16,20 @@ const maxEdits = 8
 // edit leaves out is removed, also for pushes that arrive later, and what it
 // adds is added, even if it was removed before; order does not matter. IDs
 // pushed meanwhile stay. IDs below the floor are ignored: the [Source] has them.
-// So edit must read what it adds after it was called:
+//
+// So edit must read what it adds after it was called. And it must add all IDs of
+// the one who is followed, or the newest of them and one more than [Config].Cap:
+// the feed then ends above those it was not given, where fewer would leave a hole:
 //
 //	err := feeds.Edit(ctx, owner, func(ids []int64) ([]int64, error) {
-//		newest, err := photosOf(ctx, followed, 800)
+//		newest, err := photosOf(ctx, followed, 801)
 //		return append(ids, newest...), err
 //	})
 //
-// Edit may call edit more than once. A cold feed has nothing to edit, and one
-// that is being filled becomes cold. Edit is safe to repeat; its errors are
-// those of edit, and a [*PushError].
+// Edit is two round trips. It calls edit again when another change of the feed
+// came in between, and after eight such times drops the feed. A cold feed has
+// nothing to edit, and one that is being filled becomes cold. Edit is safe to
+// repeat; its errors are those of edit, and a [*PushError].
 func (f *Feeds) Edit(ctx context.Context, owner int64, edit func(ids []int64) ([]int64, error)) error {
 	if err := f.edit(ctx, owner, edit); err != nil {
 		return fmt.Errorf("feedcache: edit %s: %w", f.key(owner), err)
@@ -57,13 +61,15 @@ func (f *Feeds) edit(ctx context.Context, owner int64, edit func([]int64) ([]int
 		if i := slices.IndexFunc(edited, func(id int64) bool { return !valid(id) }); i >= 0 {
 			return fmt.Errorf("%w: ID at index %d of what edit returned", ErrInvalid, i)
 		}
-		done := f.run(ctx, swapScript, []call{f.swap(key, v.edited(edited).trim(f.cfg.Cap), 0)})[0]
+		v = v.edited(edited).trim(f.cfg.Cap)
+		done := f.run(ctx, swapScript, []call{f.swap(key, v, 0)})[0]
 		n, err := done.Int()
 		switch {
 		case err != nil:
 			return &PushError{Owners: []int64{owner}, Err: because(ctx, err)}
 		case n == 1:
-			f.note(Event{Kind: Edited, Owner: owner, N: len(edited)})
+			ids, _ := v.below(top, len(v.entries))
+			f.note(Event{Kind: Edited, Owner: owner, N: len(ids)})
 			return nil
 		}
 	}

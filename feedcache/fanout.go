@@ -12,7 +12,8 @@ import (
 )
 
 // Followers returns at most n followers of an author, those above after in
-// ascending order; fewer than n mean that there are no more. In SQL:
+// ascending order; fewer than n mean that there are no more. The author is one
+// of them, where feeds show their owner's own IDs. In SQL:
 //
 //	select follower from follower where author = $1 and follower > $2 order by follower limit $3
 type Followers func(ctx context.Context, author, after int64, n int) ([]int64, error)
@@ -154,7 +155,7 @@ func (o *Fanout) start(ctx context.Context, job Job, save func(context.Context, 
 		return Delivery{}, fmt.Errorf("%w: author", ErrInvalid)
 	case len(job.IDs) == 0 || slices.ContainsFunc(job.IDs, func(id int64) bool { return !valid(id) }):
 		return Delivery{}, fmt.Errorf("%w: no IDs, or one out of range", ErrInvalid)
-	case job.After < 0 || job.Until < 0 || job.Until != 0 && job.Until < job.After:
+	case job.After < 0 || job.Until < 0 || job.Until == top || job.Until != 0 && job.Until < job.After:
 		return Delivery{}, fmt.Errorf("%w: followers above %d up to %d", ErrInvalid, job.After, job.Until)
 	}
 	if job.After == 0 && o.cfg.Outboxes != nil {

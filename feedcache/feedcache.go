@@ -109,13 +109,18 @@
 // # Failure
 //
 // When Redis cannot be reached, pages come from the Source: right, only slower,
-// and at most [Config].Sources at once. How much slower is up to the client:
+// and at most [Config].SourceLimit at once. How much slower is up to the client:
 // with its defaults a refused connection takes seconds, with MaxRetries and
 // DialerRetries 1 milliseconds. Give it short timeouts too, and set
 // ContextTimeoutEnabled, without which ctx does not interrupt a command that
 // waits. A value that is not a feed, or is one of a later version, counts as
 // absent and is replaced. Eviction is safe at any time. Push, Remove, Edit and
 // Drop report errors and are safe to repeat.
+//
+// A failover makes all feeds of that server cold, and the Source has to fill
+// them as they are read. The replication ID also changes when a primary gets its
+// first replica, or a replica after it had none for repl-backlog-ttl, an hour by
+// default: set that to 0.
 //
 // Redis needs to allow INFO in scripts, as it does by default. Each script and
 // each command uses one key, so Redis Cluster works.
@@ -186,9 +191,9 @@ type Config struct {
 	// for each such span. Default: 1 s.
 	FailoverCheck time.Duration
 
-	// Sources is how many calls of the Source run at once; others wait. It is
+	// SourceLimit is how many calls of the Source run at once; others wait. It is
 	// what the store of record has to bear when Redis is gone. Default: 64.
-	Sources int
+	SourceLimit int
 
 	// Mark reads the ID up to which the owner has read from the store of record,
 	// 0 for none, when a feed is filled. Default: none has read anything.
@@ -232,8 +237,8 @@ func New(rdb redis.UniversalClient, src Source, cfg Config) (*Feeds, error) {
 	if cfg.FailoverCheck == 0 {
 		cfg.FailoverCheck = time.Second
 	}
-	if cfg.Sources == 0 {
-		cfg.Sources = 64
+	if cfg.SourceLimit == 0 {
+		cfg.SourceLimit = 64
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -255,10 +260,10 @@ func New(rdb redis.UniversalClient, src Source, cfg Config) (*Feeds, error) {
 		return nil, fmt.Errorf("feedcache: Config.LeaseTTL is %v: want at least 1 ms", cfg.LeaseTTL)
 	case cfg.FailoverCheck < 0:
 		return nil, fmt.Errorf("feedcache: Config.FailoverCheck is %v: want more than 0", cfg.FailoverCheck)
-	case cfg.Sources < 1:
-		return nil, fmt.Errorf("feedcache: Config.Sources is %d: want at least 1", cfg.Sources)
+	case cfg.SourceLimit < 1:
+		return nil, fmt.Errorf("feedcache: Config.SourceLimit is %d: want at least 1", cfg.SourceLimit)
 	}
-	return &Feeds{rdb: rdb, src: src, cfg: cfg, sources: make(chan struct{}, cfg.Sources)}, nil
+	return &Feeds{rdb: rdb, src: src, cfg: cfg, sources: make(chan struct{}, cfg.SourceLimit)}, nil
 }
 
 // suitable refuses clients with which feeds would not be exact.

@@ -34,8 +34,9 @@ func (h Histogram) Count() (n int64) {
 }
 
 // Quantile returns the upper bound of the bucket that holds the q-th part of
-// the durations, 0 < q <= 1: at most twice what it really is. It is 0 if there
-// are none, and the last bound for what is above it.
+// the durations, 0 < q <= 1: between the first bound and the last at most twice
+// what it really is. It is 0 if there are none, and the last bound for what is
+// above it.
 func (h Histogram) Quantile(q float64) time.Duration {
 	left := q * float64(h.Count())
 	for i, c := range h.Counts {

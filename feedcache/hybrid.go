@@ -57,6 +57,11 @@ type Routes interface {
 // A Hybrid reads feeds together with the outboxes of those authors whose IDs
 // are not pushed, since they have too many followers. It is safe for concurrent
 // use.
+//
+// A single pair of author and follower can be pulled too: [Followers] leave the
+// follower out and Pulled has the author. Towards a pull Pulled changes first;
+// away from it Followers do, then an [Feeds.Edit] adds the author's IDs to the
+// follower's feed, then Pulled changes.
 type Hybrid struct {
 	feeds, outboxes *Feeds
 	routes          Routes

@@ -2,6 +2,8 @@ package feedcache_test
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -13,7 +15,16 @@ import (
 	"github.com/shardgram/shardgram/internal/testserver"
 )
 
-func TestMain(m *testing.M) { testserver.Main(m, testserver.NeedRedis) }
+func TestMain(m *testing.M) {
+	if env := os.Getenv(fanoutWorker); env != "" {
+		if err := work(env); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	testserver.Main(m, testserver.NeedRedis)
+}
 
 // A table is the store of record of the tests: the IDs of each owner's feed.
 type table struct {

@@ -2,6 +2,7 @@ package feedcache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -23,6 +24,13 @@ const (
 // compactWindow is smaller, as whole feeds travel in both directions.
 const compactWindow = 64
 
+// What is delivered, in the words of an error.
+const (
+	opPush   = "push"
+	opRemove = "remove"
+	opSeen   = "seen"
+)
+
 // Delivery counts the feeds a Push or Remove reached.
 type Delivery struct {
 	// Warm feeds took the IDs.
@@ -36,16 +44,17 @@ type Delivery struct {
 // matter, and repeating a Push changes nothing, so it is safe to repeat one
 // that failed, and needed: a warm feed that misses a push has a hole. At an
 // error it stops, and returns a [*PushError] that names the owners it could not
-// reach, of those it has tried; the Delivery counts those it has reached.
+// reach, of those it has tried; the Delivery counts those it has reached. An
+// owner who is an [ErrInvalid] stops it too, after those before.
 func (f *Feeds) Push(ctx context.Context, owners iter.Seq[int64], ids ...int64) (Delivery, error) {
-	return f.deliver(ctx, "push", owners, ids, 0)
+	return f.deliver(ctx, opPush, owners, ids, 0)
 }
 
 // Remove takes the IDs out of the feeds of the owners that are warm, also for
 // pushes that arrive later. It is as safe to repeat as [Feeds.Push], and as
 // needed.
 func (f *Feeds) Remove(ctx context.Context, owners iter.Seq[int64], ids ...int64) (Delivery, error) {
-	return f.deliver(ctx, "remove", owners, ids, removal)
+	return f.deliver(ctx, opRemove, owners, ids, removal)
 }
 
 func (f *Feeds) deliver(
@@ -67,6 +76,7 @@ func (f *Feeds) append(ctx context.Context, op string, owners iter.Seq[int64], o
 		slots  = make(chan struct{}, underWay)
 		size   = max(1, min(maxWindow, maxBytes/(len(ops)*2*opLen)))
 		window []int64
+		wrong  error
 		ran    sync.WaitGroup
 	)
 	send := func() {
@@ -81,8 +91,8 @@ func (f *Feeds) append(ctx context.Context, op string, owners iter.Seq[int64], o
 	defer ran.Wait() // also when owners panics
 	for owner := range owners {
 		if !valid(owner) {
-			ran.Wait()
-			return p.delivery, fmt.Errorf("feedcache: %s %s: %w: owner", op, f.key(owner), ErrInvalid)
+			wrong = fmt.Errorf("feedcache: %s %s: %w: owner", op, f.key(owner), ErrInvalid)
+			break
 		}
 		if window = append(window, owner); len(window) == size {
 			if send(); p.failed() {
@@ -94,7 +104,7 @@ func (f *Feeds) append(ctx context.Context, op string, owners iter.Seq[int64], o
 		send()
 	}
 	ran.Wait()
-	return p.delivery, p.result(f)
+	return p.delivery, errors.Join(wrong, p.result(f))
 }
 
 // A parcel is what one Push delivers, and how far it has come.
@@ -161,8 +171,10 @@ func (f *Feeds) send(ctx context.Context, p *parcel, owners []int64) {
 		p.err = first
 	}
 	p.mu.Unlock()
-	f.note(Event{Kind: Delivered, N: d.Warm})
-	f.note(Event{Kind: SkippedCold, N: d.Cold})
+	if p.op != opSeen {
+		f.note(Event{Kind: Delivered, N: d.Warm})
+		f.note(Event{Kind: SkippedCold, N: d.Cold})
+	}
 	f.compact(ctx, long)
 }
 

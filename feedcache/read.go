@@ -155,8 +155,15 @@ func (f *Feeds) settle(ctx context.Context, owner int64, whole bool, g glance) (
 // plain EXPIRE could hit the lease of a feed that was evicted just now, and the
 // lease of a reader that died would last for the whole TTL.
 func (f *Feeds) renew(ctx context.Context, owner int64, v view) {
-	if v.deep || time.UnixMilli(v.deadline).Sub(f.cfg.Now()) >= f.cfg.TTL/2 {
-		return // a deep view would lose ops, and the next compaction ends it
+	if time.UnixMilli(v.deadline).Sub(f.cfg.Now()) >= f.cfg.TTL/2 {
+		return
+	}
+	if v.deep { // it would lose ops
+		g := f.glance(ctx, []int64{owner}, true)[0]
+		if g.is != warm {
+			return
+		}
+		v = g.view
 	}
 	f.run(ctx, swapScript, []call{f.swap(f.key(owner), f.fit(v), f.cfg.TTL)})
 }
@@ -228,8 +235,8 @@ func (f *Feeds) rebuilt(ctx context.Context, owner int64) (view, error) {
 		if v.seen, err = f.cfg.Mark(ctx, owner); err != nil {
 			return view{}, fmt.Errorf("mark: %w", err)
 		}
-		if v.seen < 0 {
-			return view{}, errors.New("mark: negative ID")
+		if v.seen < 0 || v.seen == top {
+			return view{}, errors.New("mark: ID out of range")
 		}
 	}
 	return v, nil

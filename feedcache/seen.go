@@ -28,7 +28,7 @@ func (f *Feeds) Seen(ctx context.Context, owner, upTo int64) error {
 		return fmt.Errorf("feedcache: seen %s: %w: ID", f.key(owner), ErrInvalid)
 	}
 	op := string(binary.BigEndian.AppendUint64([]byte{seenOp}, uint64(upTo)))
-	_, err := f.append(ctx, "seen", slices.Values([]int64{owner}), []any{op})
+	_, err := f.append(ctx, opSeen, slices.Values([]int64{owner}), []any{op})
 	return err
 }
 

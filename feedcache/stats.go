@@ -9,7 +9,7 @@ import (
 type EventKind int
 
 const (
-	// Delivered: N warm feeds took a push, a removal or a mark.
+	// Delivered: N warm feeds took a push or a removal.
 	Delivered EventKind = iota
 
 	// SkippedCold: N feeds were not there to be pushed to.
@@ -21,7 +21,8 @@ const (
 	// Compaction: a feed with many operations was rewritten.
 	Compaction
 
-	// Edited: a feed was changed by [Feeds.Edit] to N IDs, or dropped to that end.
+	// Edited: a feed was changed by [Feeds.Edit] and has N IDs, or was dropped
+	// to that end.
 	Edited
 
 	// Wait: a reader found a feed that another one is filling.
@@ -50,7 +51,7 @@ type Event struct {
 
 // Stats counts what the feeds of one [Feeds] have done since New.
 type Stats struct {
-	Delivered     int64 // feeds that took a push, a removal or a mark
+	Delivered     int64 // feeds that took a push or a removal
 	SkippedCold   int64 // feeds that were not there to be pushed to
 	Rebuilds      int64 // cold feeds that were filled
 	Compactions   int64 // feeds rewritten because they had many operations

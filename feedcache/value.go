@@ -71,7 +71,7 @@ func decodeHeader(head string) (h header, ok bool) {
 	if s := h.state(); s != building && s != ready {
 		return h, false
 	}
-	return h, 0 <= h.floor && h.floor <= h.headFloor && h.seen >= 0
+	return h, 0 <= h.floor && h.floor <= h.headFloor && 0 <= h.seen && h.seen < top
 }
 
 // A view is what a reader knows of a feed: all of it, or its newest part.
@@ -121,7 +121,7 @@ func parse(list []string, whole bool) (view, bool) {
 			if !v.add(op) {
 				return v, false
 			}
-		case len(op) == 1+opLen && op[0] == seenOp:
+		case len(op) == 1+opLen && op[0] == seenOp && valid(number(op[1:])):
 			v.seen = max(v.seen, number(op[1:]))
 		default:
 			return v, false
@@ -137,7 +137,7 @@ func parse(list []string, whole bool) (view, bool) {
 func (v *view) add(op string) bool {
 	e := toEntry(uint64(number(op)))
 	switch {
-	case e.id() == 0:
+	case !valid(e.id()):
 		return false
 	case e.id() >= v.bottom:
 		v.entries = append(v.entries, e)
