@@ -11,7 +11,7 @@ BENCH     ?= .
 N         ?= 300000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test race lint fuzz bench proof-300m examples ci
+.PHONY: help demo test race lint fuzz bench proof-300m proof-fanout examples ci
 
 # $(call each,what,command) runs a command in every module. A tool is $(call
 # tool,name): pinned in tools/go.mod, out of every other go.mod.
@@ -57,6 +57,10 @@ bench: ## the packages' benchmarks; BENCH=regexp chooses
 proof-300m: ## N pairs, 300 million, in hashkv, and a report in docs; half an hour, 8 GB of memory
 	@sh tools/setup.sh demo
 	@cd bench && go run ./cmd/proof300m -n $(N) -json ../docs/hashkv-300m.json
+
+proof-fanout: ## one post to 1 million feeds, with a worker killed on the way, and a report in docs; a minute, 1 GB
+	@sh tools/setup.sh demo
+	@cd bench && go run ./cmd/fanout -json ../docs/fanout-1m.json
 
 examples: ## build the example programs and run every Example in the docs
 	@$(call each,examples,go build ./... && go test -run='^Example' ./...)

@@ -239,7 +239,7 @@ func clusterSlotsMove(t *testing.T, cluster *localserver.RedisCluster) {
 	}
 	w.over.Store(true)
 	require.NoError(t, group.Wait())
-	require.Greater(t, moved, 6)
+	require.Greater(t, moved, 3)
 	for _, owner := range w.owners {
 		for _, f := range clients {
 			got, err := walk(t.Context(), f, owner, 30)

@@ -33,7 +33,7 @@ func TestModelFindsWhatIsWrongWithASortedSet(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			ctx, rdb := t.Context(), testserver.Redis(t)
-			err := firstError(30, func(draw func(int) int, seed int64) error {
+			err := search(30, tc.want, func(draw func(int) int, seed int64) error {
 				m := newModel(draw, seed, idAt(tc.years, 0))
 				m.feeds = []feed{zset{rdb, m.source}}
 				return m.run(ctx, 80, tc.calm)

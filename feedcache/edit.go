@@ -16,6 +16,8 @@ const maxEdits = 8
 // edit leaves out is removed, also for pushes that arrive later, and what it
 // adds is added, even if it was removed before; order does not matter. IDs
 // pushed meanwhile stay. IDs below the floor are ignored: the [Source] has them.
+// For an author who is pulled it does the same: a [Hybrid] shows no ID that is
+// removed in the feed.
 //
 // So edit must read what it adds after it was called. And it must add all IDs of
 // the one who is followed, or the newest of them and one more than [Config].Cap:
@@ -54,7 +56,7 @@ func (f *Feeds) edit(ctx context.Context, owner int64, edit func([]int64) ([]int
 			return f.cool(ctx, owner)
 		}
 		ids, _ := v.below(top, len(v.entries))
-		edited, err := edit(slices.Clone(ids))
+		edited, err := edit(ids)
 		if err != nil {
 			return err
 		}
@@ -68,7 +70,7 @@ func (f *Feeds) edit(ctx context.Context, owner int64, edit func([]int64) ([]int
 		case err != nil:
 			return &PushError{Owners: []int64{owner}, Err: because(ctx, err)}
 		case n == 1:
-			ids, _ := v.below(top, len(v.entries))
+			ids, _ = v.below(top, len(v.entries))
 			f.note(Event{Kind: Edited, Owner: owner, N: len(ids)})
 			return nil
 		}

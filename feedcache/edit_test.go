@@ -121,6 +121,25 @@ func TestEditAddsAnything(t *testing.T) {
 	require.Equal(t, []int64{501, v.Floor()}, page.IDs)
 }
 
+// A process with a larger cap edits a feed that is shorter: IDs below its floor
+// would make room for a hole.
+func TestEditWithALargerCap(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	rdb := testserver.Redis(t)
+	var src table
+	src.insert(1, seq(300, 1)...)
+	small := open(t, rdb, src.Source, feedcache.Config{Cap: 32})
+	large := open(t, rdb, src.Source, feedcache.Config{Cap: 64})
+	_, err := small.Page(ctx, 1, 0, 1)
+	require.NoError(t, err)
+	require.NoError(t, large.Edit(ctx, 1, func(ids []int64) ([]int64, error) { return append(ids, seq(100, 1)...), nil }))
+	require.Equal(t, int64(269), stored(t, rdb, "feed:1").Floor())
+	got, err := walk(ctx, large, 1, 9)
+	require.NoError(t, err)
+	require.Equal(t, seq(300, 1), got)
+}
+
 // A change of what edit is given is edit's own affair.
 func TestEditCopiesTheIDs(t *testing.T) {
 	t.Parallel()

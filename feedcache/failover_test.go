@@ -162,14 +162,19 @@ func TestServerThatLosesWrites(t *testing.T) {
 			t.Parallel()
 			s := tc.start(t)
 			losses := 0
-			err := firstError(tc.seeds, func(draw func(int) int, seed int64) error {
+			err := search(tc.seeds, tc.want, func(draw func(int) int, seed int64) error {
 				m := newModel(draw, seed, idAt(3, 0))
 				m.fault = func(ctx context.Context) error {
 					if draw(2) == 0 {
 						return s.safe(ctx)
 					}
 					losses++
-					return s.lose(ctx)
+					err := s.lose(ctx)
+					if tc.want == nil && draw(2) == 0 { // one learns of it from somebody else's feed
+						_, failed := m.feed().Page(ctx, m.owner+1000, 0, 1)
+						err = errors.Join(err, failed)
+					}
+					return err
 				}
 				err := m.open(s.client(), 2, feedcache.Config{Cap: 20, FailoverCheck: tc.check})
 				if err != nil {

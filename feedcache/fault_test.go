@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -242,14 +243,20 @@ func TestSourceLimitBoundsWhatTheStoreBears(t *testing.T) {
 	const limit, readers = 5, 200
 	var running, most, calls atomic.Int64
 	gate := make(chan struct{})
-	source := func(context.Context, int64, int64, int) ([]int64, error) {
+	letGo := sync.OnceFunc(func() { close(gate) })
+	defer letGo()
+	source := func(ctx context.Context, _, _ int64, _ int) ([]int64, error) {
 		n := running.Add(1)
 		defer running.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 		}
 		calls.Add(1)
-		<-gate
-		return []int64{2, 1}, nil
+		select {
+		case <-gate:
+			return []int64{2, 1}, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	feeds := open(t, rdb, source, feedcache.Config{SourceLimit: limit})
 	var group errgroup.Group
@@ -273,7 +280,7 @@ func TestSourceLimitBoundsWhatTheStoreBears(t *testing.T) {
 	_, err := feeds.Page(short, 1000, 0, 5)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.EqualValues(t, limit, calls.Load(), "nobody else came through meanwhile")
-	close(gate)
+	letGo()
 	require.NoError(t, group.Wait())
 	require.EqualValues(t, limit, most.Load())
 	require.EqualValues(t, readers, calls.Load())

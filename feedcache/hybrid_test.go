@@ -534,7 +534,7 @@ func TestHybridModel(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			rdb := testserver.Redis(t)
-			err := firstError(tc.seeds, func(draw func(int) int, seed int64) error {
+			err := search(tc.seeds, tc.want, func(draw func(int) int, seed int64) error {
 				tc.cfg.prefix = fmt.Sprintf("%d-", seed)
 				c, err := newCrowd(draw, rdb, tc.cfg)
 				if err != nil {

@@ -62,7 +62,7 @@ var benchCandidates = []benchCandidate{
 			return benchString{rdb, slotScript, benchEntries + benchSlack, benchEntries + benchSlack}, nil
 		},
 	},
-	{"feedcache", 256, nil, openBenchFeeds},
+	{"feedcache", 300, nil, openBenchFeeds},
 }
 
 // benchID is the i-th of the IDs that the benchmarks store: three years after

@@ -395,8 +395,8 @@ func TestPageKeepFails(t *testing.T) {
 	require.Equal(t, seq(30, 26), page.IDs)
 }
 
-// A page whose IDs all come from the same look at the feed is one state of it:
-// what is pushed while keep runs is on no page, and on the next first page.
+// What is pushed while keep runs moves no page of a walk, and is on the next
+// first page.
 func TestPageKeepWhilePushesLand(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
@@ -360,10 +361,17 @@ func TestSlowerCompactionDoesNothing(t *testing.T) {
 // reaching is an iterator that stops once to do something: after as many
 // owners, when the windows before have come back.
 func reaching(owners []int64, at int, feeds *feedcache.Feeds, do func()) func(func(int64) bool) {
+	back := func() bool {
+		s := feeds.Stats()
+		return s.Delivered+s.SkippedCold >= int64(at/500*500)
+	}
 	return func(yield func(int64) bool) {
 		for i, owner := range owners {
 			if i == at {
-				for s := feeds.Stats(); s.Delivered+s.SkippedCold < int64(at/500*500); s = feeds.Stats() {
+				for begin := time.Now(); !back(); time.Sleep(time.Millisecond) {
+					if time.Since(begin) > 10*time.Second {
+						panic("the windows do not come back")
+					}
 				}
 				do()
 			}

@@ -261,7 +261,7 @@ func TestSwapKeepsManyUnseenOps(t *testing.T) {
 	got, err := walk(ctx, feeds, 1, 1000)
 	require.NoError(t, err)
 	require.Equal(t, seq(20_001, 1), got)
-	_, err = feeds.Push(ctx, one(1), seq(64, 1)...)
+	_, err = feeds.Push(ctx, one(1), seq(100, 1)...)
 	require.NoError(t, err)
 	require.EqualValues(t, 2, rdb.LLen(ctx, "feed:1").Val(), "compacted")
 	got, err = walk(ctx, feeds, 1, 1000)
@@ -463,14 +463,17 @@ func TestSourceLimit(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	var running, most atomic.Int64
-	entered, release := make(chan bool, 50), make(chan bool)
-	feeds := open(t, testserver.Redis(t), func(context.Context, int64, int64, int) ([]int64, error) {
+	entered, release := make(chan bool, 51), make(chan bool)
+	feeds := open(t, testserver.Redis(t), func(ctx context.Context, _, _ int64, _ int) ([]int64, error) {
 		now := running.Add(1)
 		defer running.Add(-1)
 		for old := most.Load(); now > old && !most.CompareAndSwap(old, now); old = most.Load() {
 		}
 		entered <- true
-		<-release
+		select {
+		case <-release:
+		case <-ctx.Done():
+		}
 		return []int64{1}, nil
 	}, feedcache.Config{SourceLimit: 3})
 	var readers sync.WaitGroup

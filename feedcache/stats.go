@@ -25,7 +25,8 @@ const (
 	// to that end.
 	Edited
 
-	// Wait: a reader found a feed that another one is filling.
+	// Wait: a reader found a feed that another one is filling, and looks again
+	// in a moment.
 	Wait
 
 	// SourceRead: a call of the Source returned N IDs, or Err.
@@ -56,7 +57,7 @@ type Stats struct {
 	Rebuilds      int64 // cold feeds that were filled
 	Compactions   int64 // feeds rewritten because they had many operations
 	Edits         int64 // feeds changed by Edit
-	Waits         int64 // times that a reader waited for another one's fill
+	Waits         int64 // waits for another reader's fill, up to five for a page
 	SourceReads   int64 // calls of the Source, for fills and below the floor
 	SourceErrors  int64 // calls of the Source that failed
 	ShortPages    int64 // pages that Keep left short
