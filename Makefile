@@ -19,7 +19,7 @@ each = set -e; for module in $(MODULES); do echo "== $(1) in $$module"; (cd $$mo
 tool = go tool -modfile=$(CURDIR)/tools/go.mod $(1)
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-12s%s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-13s%s\n' "$$target" "$$text"; done
 
 demo: ## start the photo-sharing server with its own PostgreSQL, Redis and memcached
 	@sh tools/setup.sh demo

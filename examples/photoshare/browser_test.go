@@ -143,6 +143,7 @@ func TestTwoPeopleInTheBrowser(t *testing.T) {
 	ada.screenshot("05-photo-phone")
 	photo := ada.posts()[0]
 
+	s.fannedOut(t)
 	bob.visit("/")
 	require.Equal(t, []string{photo}, bob.posts(), "at the top of the follower's feed")
 	require.Contains(t, bob.text(".caption"), "First one today.")
@@ -160,7 +161,11 @@ func TestTwoPeopleInTheBrowser(t *testing.T) {
 		m := motifs[i%len(motifs)]
 		want = append([]string{author.share(readPhoto(t, m.file), m.captions[i%len(m.captions)])}, want...)
 	}
+	bob.visit("/people")
+	require.Equal(t, "29", strings.TrimSuffix(bob.text("#tab-home .badge"), "\nnew"))
+	bob.screenshot("07-badge-phone")
 	bob.visit("/")
+	require.Equal(t, "29 new photos", bob.text("#new"))
 	bob.screenshot("07-feed-phone")
 	got := bob.posts()
 	for evaluate[bool](bob, `document.querySelector("#older") != null`) {
@@ -173,6 +178,17 @@ func TestTwoPeopleInTheBrowser(t *testing.T) {
 	bob.screenshot("08-profile-phone")
 	require.Equal(t, "30", bob.text("#photos"))
 	require.Equal(t, "1", bob.text("#followers"))
+
+	for _, fan := range []string{"cleo", "dan", "esme"} {
+		f := s.signUp(t, fan)
+		f.post("/u/ada/follow", nil)
+		for _, code := range want[:2] {
+			f.post("/p/"+code+"/like", nil)
+		}
+	}
+	ada.visit("/activity")
+	require.Equal(t, "esme, dan and 1 other", ada.text("#n-"+evaluate[string](ada, `document.querySelector(".notices li").id.slice(2)`)+" b"))
+	ada.screenshot("17-activity-phone")
 
 	bob.visit("/u/nobody")
 	bob.screenshot("09-not-found-phone")
@@ -187,6 +203,9 @@ func TestTwoPeopleInTheBrowser(t *testing.T) {
 		bob.visit(path)
 		bob.screenshot(name)
 	}
+	ada.desktop()
+	ada.visit("/activity")
+	ada.screenshot("18-activity-desktop")
 	bob.visit("/u/bob")
 	bob.press("button[name=logout]")
 	bob.visit("/")

@@ -72,6 +72,45 @@ func TestAPhotoTravelsTheWholeSystem(t *testing.T) {
 	require.Equal(t, "/login", bob.get("/upload").path)
 }
 
+// TestWhatIsNew shows the numbers on the tabs, and what is behind them.
+func TestWhatIsNew(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	ada, bob := s.signUp(t, "ada"), s.signUp(t, "bob")
+	badges := func(p *person) [2]string {
+		body := p.get("/people").body
+		return [2]string{badge(body, "home"), badge(body, "activity")}
+	}
+	bob.post("/u/ada/follow", nil)
+	code := ada.share(readPhoto(t, "coffee"), "")
+	require.Equal(t, [2]string{"", "1"}, badges(ada), "a follower, and not one's own photo")
+	require.Equal(t, [2]string{"1", ""}, badges(bob))
+	require.Equal(t, [][]string{{code}}, bob.feed())
+	require.Equal(t, [2]string{"", ""}, badges(bob), "seen")
+	bob.post("/p/"+code+"/like", nil)
+	ada.share(readPhoto(t, "rocket"), "")
+	require.Contains(t, bob.get("/").body, `<p id="new">1 new photo</p>`)
+	require.NotContains(t, bob.get("/").body, `id="new"`, "only once")
+
+	require.Equal(t, [2]string{"", "2"}, badges(ada))
+	page := ada.get("/activity").body
+	require.Contains(t, page, `<b>bob</b> liked your photo`)
+	require.Contains(t, page, `<b>bob</b> follows you`)
+	require.Equal(t, 2, strings.Count(page, `class="new"`))
+	require.Equal(t, 0, strings.Count(ada.get("/activity").body, `class="new"`))
+	require.Equal(t, [2]string{"", ""}, badges(ada))
+	require.Equal(t, "/login", s.visitor(t, "").get("/activity").path)
+}
+
+// badge returns the number on a tab.
+func badge(body, tab string) string {
+	_, rest, _ := strings.Cut(body, `id="tab-`+tab+`"`)
+	link, _, _ := strings.Cut(rest, "</a>")
+	_, number, _ := strings.Cut(link, `class="badge">`)
+	number, _, _ = strings.Cut(number, "<")
+	return number
+}
+
 // TestBadInput shows that each bad request gets its status and a page that says
 // what to do, and stores nothing.
 func TestBadInput(t *testing.T) {

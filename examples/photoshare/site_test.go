@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -45,6 +46,7 @@ func newSite(t *testing.T) *site {
 // A person is a browser without scripts: a client with cookies that reads the
 // pages' HTML.
 type person struct {
+	*site
 	t      *testing.T
 	url    string
 	name   string
@@ -63,7 +65,7 @@ func (s *site) visitor(t *testing.T, name string) *person {
 	require.NoError(t, err)
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &person{t, s.url, name, &http.Client{Jar: jar, Transport: transport}}
+	return &person{s, t, s.url, name, &http.Client{Jar: jar, Transport: transport}}
 }
 
 func (s *site) signUp(t *testing.T, name string) *person {
@@ -112,13 +114,27 @@ func (p *person) upload(photo []byte, caption string) answer {
 	return p.do("POST", "/upload", form.FormDataContentType(), &body)
 }
 
-// share uploads a photo and returns its code.
+// share uploads a photo, waits until the followers have it, and returns its code.
 func (p *person) share(photo []byte, caption string) string {
 	a := p.upload(photo, caption)
 	require.Equal(p.t, http.StatusOK, a.status, a.body)
 	code, ok := strings.CutPrefix(a.path, "/p/")
 	require.True(p.t, ok, a.path)
+	if p.system != nil {
+		p.fannedOut(p.t)
+	}
 	return code
+}
+
+// fannedOut waits until the photos are in all feeds.
+func (s *site) fannedOut(t *testing.T) {
+	for _, sh := range s.cluster.Shards()[:2] { // one on each node
+		require.Eventually(t, func() bool {
+			var done bool
+			err := sh.QueryRow(t.Context(), "select not exists (select from jobs.river_job where state <> 'completed')").Scan(&done)
+			return err == nil && done
+		}, 20*time.Second, 10*time.Millisecond)
+	}
 }
 
 var (

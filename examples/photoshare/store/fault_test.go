@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -194,11 +196,15 @@ func TestAFanOutThatCannotReadTheFollowersIsRepeated(t *testing.T) {
 	home := r.cluster.ID(ada.ID)
 	_, err = home.Exec(t.Context(), "alter table follower rename to gone")
 	require.NoError(t, err)
-	p := r.upload(t, ada, "")
+	p, err := r.Upload(t.Context(), ada.ID, "", picture())
+	require.NoError(t, err)
+	eventually(t, "it was tried", func() bool {
+		return r.count(t, "jobs.river_job where attempt > 0 and state <> 'completed' and errors <> '{}'") > 0
+	})
 	require.Equal(t, want, r.home(t, bob, 4))
 	_, err = home.Exec(t.Context(), "alter table gone rename to follower")
 	require.NoError(t, err)
-	eventually(t, "the fan-out is done", func() bool { return r.count(t, "fanout") == 0 })
+	r.fannedOut(t)
 	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
 }
 
@@ -214,10 +220,10 @@ func TestAnUploadThatIsYoungIsLeftAlone(t *testing.T) {
 	home, young := r.cluster.ID(ada.ID), p.ID+1<<23
 	_, err := home.Exec(t.Context(), "insert into upload (photo_id) values ($1)", young)
 	require.NoError(t, err)
-	_, err = home.Exec(t.Context(), "insert into fanout (photo_id, since) values ($1, now() - interval '2 h')", p.ID)
+	_, err = home.Exec(t.Context(), "insert into stale_feed (user_id, since) values ($1, now() - interval '2 h')", ada.ID)
 	require.NoError(t, err)
 	r.open(t, time.Hour)
-	eventually(t, "the repair has passed", func() bool { return r.count(t, "fanout") == 0 })
+	eventually(t, "the repair has passed", func() bool { return r.count(t, "stale_feed") == 0 })
 	require.Equal(t, 1, r.count(t, "upload where given_up_at is null"))
 }
 
@@ -236,6 +242,7 @@ func TestASlowUploadThatWasGivenUpStoresNothing(t *testing.T) {
 	_, err := r.Upload(t.Context(), ada.ID, "", picture())
 	require.ErrorContains(t, err, "given up")
 	r.nothingIsLeft(t)
+	require.Zero(t, r.count(t, "jobs.river_job"), "the job went with the transaction")
 }
 
 func TestTheFeedIsRightWithoutMemcached(t *testing.T) {
@@ -287,11 +294,16 @@ func TestTheFeedIsRightWhileRedisIsGone(t *testing.T) {
 	require.Equal(t, want, r.home(t, bob, 4))
 
 	// A photo that cannot be pushed now is pushed later.
-	p := r.upload(t, ada, "while Redis is gone")
-	require.Equal(t, 1, r.count(t, "fanout"))
+	p, err := r.Upload(t.Context(), ada.ID, "while Redis is gone", picture())
+	require.NoError(t, err)
+	require.Positive(t, r.count(t, unfinished))
 	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
+	time.Sleep(2 * time.Second) // longer than a restart takes
+	require.Positive(t, r.count(t, unfinished))
 	require.NoError(t, r.redis.Restart(t.Context()))
-	eventually(t, "the fan-out is done", func() bool { return r.count(t, "fanout") == 0 })
+	begin := time.Now()
+	r.fannedOut(t)
+	require.Less(t, time.Since(begin), 8*time.Second, "it does not wait for minutes")
 	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
 }
 
@@ -305,10 +317,34 @@ func TestAFollowIsSeenThoughRedisWasGone(t *testing.T) {
 	require.Empty(t, r.home(t, bob, 4))
 	require.NoError(t, r.redis.Kill())
 	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
-	require.Equal(t, 1, r.count(t, "stale_feed"))
+	require.Equal(t, 2, r.count(t, "stale_feed"), "bob's home, and ada's activity")
 	require.NoError(t, r.redis.Restart(t.Context()))
 	eventually(t, "the repair renews the feed", func() bool { return r.count(t, "stale_feed") == 0 })
 	require.Equal(t, []idgen.ID{p.ID}, r.home(t, bob, 4))
+}
+
+// TestAFollowLeavesAnEarlierOneToTheRepair follows somebody while the feed still
+// lacks what another follow could not tell it.
+func TestAFollowLeavesAnEarlierOneToTheRepair(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob, eve := r.signUp(t, "ada"), r.signUp(t, "bob"), r.signUp(t, "eve")
+	want := []idgen.ID{r.upload(t, ada, "").ID, r.upload(t, eve, "").ID}
+	slices.Reverse(want)
+	require.Empty(t, r.home(t, bob, 4))
+	require.NoError(t, r.Close()) // the repair, too
+	for _, sql := range []string{
+		"insert into following (user_id, followed_id) values ($1, $2)",
+		"insert into stale_feed (user_id) select $1 where $2 > 0::bigint",
+	} {
+		_, err := r.cluster.ID(bob.ID).Exec(t.Context(), sql, bob.ID, ada.ID)
+		require.NoError(t, err)
+	}
+	require.NoError(t, r.Follow(t.Context(), bob.ID, eve.ID))
+	require.Equal(t, want[:1], r.home(t, bob, 4))
+	r.open(t, 100*time.Millisecond)
+	eventually(t, "the repair renews the feed", func() bool { return r.count(t, "stale_feed") == 0 })
+	require.Equal(t, want, r.home(t, bob, 4))
 }
 
 // TestALikeIsSeenThoughMemcachedHung likes a photo whose copy in memcached
@@ -330,27 +366,56 @@ func TestALikeIsSeenThoughMemcachedHung(t *testing.T) {
 	require.Equal(t, 1, post.Likes)
 }
 
-// TestAPhotoIsPushedThoughTheProgramDied leaves the note of a fan-out that did
-// not happen, with a feed that is warm.
+// TestAPhotoIsPushedThoughTheProgramDied stores what a program leaves that dies
+// after the commit of a photo, with a feed that is warm.
 func TestAPhotoIsPushedThoughTheProgramDied(t *testing.T) {
 	t.Parallel()
 	r, bob, want := newFeed(t)
-	require.Equal(t, want, r.home(t, bob, 4))
 	ada, err := r.UserByName(t.Context(), "ada")
 	require.NoError(t, err)
-	id := want[0] + 1<<23 // a millisecond later
-	for _, sql := range []string{
-		"insert into photo (id, author_id, caption) select $1, id, '' from account where name = 'ada'",
-		"insert into fanout (photo_id) values ($1)",
-	} {
-		_, err = r.cluster.ID(ada.ID).Exec(t.Context(), sql, id)
+	require.NotEmpty(t, r.home(t, ada, 4))
+	require.NoError(t, r.Close())
+	p, err := r.Upload(t.Context(), ada.ID, "its workers are dead", picture())
+	require.NoError(t, err)
+	require.Equal(t, p.ID, r.home(t, ada, 4)[0], "the author sees it at once")
+	require.Positive(t, r.count(t, unfinished))
+	require.Equal(t, want, r.home(t, bob, 4))
+	r.open(t, time.Hour)
+	r.fannedOut(t)
+	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
+}
+
+// TestAnOldDataFolderKeepsItsFanOuts migrates shards that have photos which are
+// not in all feeds.
+func TestAnOldDataFolderKeepsItsFanOuts(t *testing.T) {
+	t.Parallel()
+	node := shard.Node{Name: "a", DSN: testserver.Postgres(t)}
+	old, err := shard.Open(t.Context(), shard.Static(4, node), shard.Config{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, old.Close()) })
+	files := fstest.MapFS{}
+	for _, name := range []string{"0001_photoshare.sql", "0002_next_id.sql"} {
+		data, err := os.ReadFile("migrations/" + name)
 		require.NoError(t, err)
+		files[name] = &fstest.MapFile{Data: data}
 	}
-	eventually(t, "the photo is on top", func() bool {
-		page, err := r.Home(t.Context(), bob.ID, 0, 1)
-		return err == nil && len(page.Items) == 1 && page.Items[0].ID == id
-	})
-	require.Equal(t, append([]idgen.ID{id}, want...), r.home(t, bob, 4))
+	_, err = old.Migrate(t.Context(), files, shard.MigrateConfig{})
+	require.NoError(t, err)
+	var author, photo idgen.ID
+	home := old.Key("ada")
+	require.NoError(t, home.QueryRow(t.Context(), "insert into account (name, password) values ('ada', '') returning id").Scan(&author))
+	require.NoError(t, home.QueryRow(t.Context(), "insert into photo (id, author_id, caption) values ($1::bigint + (1::bigint << 23), $1, '') returning id", author).Scan(&photo))
+	_, err = home.Exec(t.Context(), "insert into fanout (photo_id) values ($1)", photo)
+	require.NoError(t, err)
+
+	r := newRigOn(t, testserver.Host(t), node)
+	r.fannedOut(t)
+	var ids []int64
+	require.NoError(t, home.QueryRow(t.Context(), `select array(select jsonb_array_elements(args->'ids')::bigint)
+		from jobs.river_job where (args->>'author')::bigint = $1`, author).Scan(&ids))
+	require.Equal(t, []int64{int64(photo)}, ids)
+	p := r.upload(t, store.User{ID: author}, "")
+	require.Equal(t, []idgen.ID{p.ID, photo}, r.home(t, store.User{ID: author}, 5))
 }
 
 // newFeed returns a reader whose feed has ten photos of two authors, and what it

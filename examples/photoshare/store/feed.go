@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -15,52 +16,35 @@ import (
 	"github.com/shardgram/shardgram/shard"
 )
 
+// homeCap is how many photos of a home feed Redis keeps.
+const homeCap = 800
+
 // Home returns viewer's home feed below before; before 0 is the top. A page is
-// shorter than n only at the end.
+// shorter than n only at the end, or below thousands of photos that viewer may
+// not see.
 func (s *Store) Home(ctx context.Context, viewer, before idgen.ID, n int) (Page[Post], error) {
-	page := Page[Post]{Next: before}
-	for ask := n; len(page.Items) < n; ask = min(2*ask, feedcache.MaxPage) {
-		part, err := s.feeds.Page(ctx, int64(viewer), int64(page.Next), ask)
-		if err != nil {
-			return Page[Post]{}, fmt.Errorf("store: home: %w", err)
-		}
-		ids, err := s.visible(ctx, viewer, toIDs(part.IDs))
-		if err != nil {
-			return Page[Post]{}, err
-		}
-		posts, err := s.posts(ctx, viewer, ids)
-		if err != nil {
-			return Page[Post]{}, err
-		}
-		page.Items = append(page.Items, posts...)
-		if len(page.Items) > n {
-			page.Items = page.Items[:n]
-			page.Next = page.Items[n-1].ID
-			return page, nil
-		}
-		if page.Next = idgen.ID(part.Next); page.Next == 0 {
-			break
-		}
+	page, err := s.home.PageKeep(ctx, int64(viewer), int64(before), n, func(ctx context.Context, ids []int64) ([]int64, error) {
+		return s.visible(ctx, viewer, ids)
+	})
+	if err != nil {
+		return Page[Post]{}, fmt.Errorf("store: home: %w", err)
 	}
-	return page, nil
+	posts, err := s.posts(ctx, viewer, toIDs(page.IDs))
+	return Page[Post]{posts, idgen.ID(page.Next)}, err
 }
 
 // visible drops the photos whose authors viewer does not follow: a fan-out that
 // began before an unfollow may push a photo after it.
-func (s *Store) visible(ctx context.Context, viewer idgen.ID, ids []idgen.ID) ([]idgen.ID, error) {
+func (s *Store) visible(ctx context.Context, viewer idgen.ID, ids []int64) ([]int64, error) {
 	authors, err := s.authors(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
-	var users []idgen.ID
-	for _, author := range authors {
-		users = append(users, author)
-	}
-	followed, err := s.followedAmong(ctx, viewer, users)
+	followed, err := s.followedAmong(ctx, viewer, slices.Collect(maps.Values(authors)))
 	if err != nil {
-		return nil, fmt.Errorf("store: home: %w", err)
+		return nil, err
 	}
-	return slices.DeleteFunc(ids, func(id idgen.ID) bool {
+	return slices.DeleteFunc(ids, func(id int64) bool {
 		author, ok := authors[id]
 		return !ok || author != viewer && !slices.Contains(followed, author)
 	}), nil
@@ -68,18 +52,18 @@ func (s *Store) visible(ctx context.Context, viewer idgen.ID, ids []idgen.ID) ([
 
 // authors returns whose the photos are, from the map in Redis. What the map
 // lacks it gets from the photos themselves.
-func (s *Store) authors(ctx context.Context, ids []idgen.ID) (map[idgen.ID]idgen.ID, error) {
-	known, err := s.owners.GetMulti(ctx, fromIDs(ids)...)
+func (s *Store) authors(ctx context.Context, ids []int64) (map[int64]idgen.ID, error) {
+	known, err := s.owners.GetMulti(ctx, ids...)
 	if err != nil {
 		s.log.WarnContext(ctx, "the map of authors cannot be read", "err", err)
 	}
-	authors := make(map[idgen.ID]idgen.ID, len(ids))
+	authors := make(map[int64]idgen.ID, len(ids))
 	var missing []idgen.ID
 	for _, id := range ids {
-		if author, ok := known[int64(id)]; ok {
+		if author, ok := known[id]; ok {
 			authors[id] = idgen.ID(author)
 		} else {
-			missing = append(missing, id)
+			missing = append(missing, idgen.ID(id))
 		}
 	}
 	if len(missing) == 0 {
@@ -91,7 +75,7 @@ func (s *Store) authors(ctx context.Context, ids []idgen.ID) (map[idgen.ID]idgen
 	}
 	learned := make(map[int64]int64, len(photos))
 	for id, p := range photos {
-		authors[id] = p.Author
+		authors[int64(id)] = p.Author
 		learned[int64(id)] = int64(p.Author)
 	}
 	if err := s.learn(ctx, learned); err != nil {
@@ -126,45 +110,42 @@ func (s *Store) newest(ctx context.Context, owner, before int64, n int) ([]int64
 	return shard.Collect(shard.Gather(ctx, s.shards, q))
 }
 
-// fanOut pushes a photo to the feeds of its author and of all followers, and
-// then forgets that it had to.
-func (s *Store) fanOut(ctx context.Context, p Photo) error {
-	if err := s.learn(ctx, map[int64]int64{int64(p.ID): int64(p.Author)}); err != nil {
-		return err
+// newestOf is the source of an author's outbox.
+func (s *Store) newestOf(ctx context.Context, author, before int64, n int) ([]int64, error) {
+	return collect(ctx, s.shards.ID(idgen.ID(author)), pgx.RowTo[int64],
+		"select id from photo where author_id = $1 and id < $2 order by id desc limit $3", author, before, n)
+}
+
+// fanOut does a job of the queue: photos go to the feeds of their author and of
+// all followers.
+func (s *Store) fanOut(ctx context.Context, job feedcache.Job, save func(context.Context, int64) error) error {
+	err := s.showAuthor(ctx, job.Author, job.IDs...)
+	if err == nil {
+		_, err = s.fanout.Run(ctx, job, save)
 	}
-	home := s.shards.ID(p.Author)
-	const chunk = 1000
-	var readErr error
-	owners := func(yield func(int64) bool) {
-		if !yield(int64(p.Author)) {
-			return
-		}
-		for after := int64(0); ; {
-			followers, err := collect(ctx, home, pgx.RowTo[int64], `select follower_id from follower
-				where user_id = $1 and follower_id > $2 order by follower_id limit $3`, p.Author, after, chunk)
-			if err != nil {
-				readErr = err
-				return
-			}
-			for _, f := range followers {
-				if !yield(f) {
-					return
-				}
-			}
-			if len(followers) < chunk {
-				return
-			}
-			after = followers[len(followers)-1]
-		}
+	if err != nil && ctx.Err() == nil {
+		s.log.WarnContext(ctx, "a fan-out is tried again", "author", job.Author, "photos", job.IDs, "err", err)
 	}
-	if _, err := s.feeds.Push(ctx, owners, int64(p.ID)); err != nil {
-		return err
-	}
-	if readErr != nil {
-		return readErr
-	}
-	_, err := home.Exec(ctx, "delete from fanout where photo_id = $1", p.ID)
 	return err
+}
+
+// showAuthor puts photos into their author's own feed, and notes whose they are.
+func (s *Store) showAuthor(ctx context.Context, author int64, photos ...int64) error {
+	authors := make(map[int64]int64, len(photos))
+	for _, id := range photos {
+		authors[id] = author
+	}
+	if err := s.learn(ctx, authors); err != nil {
+		return err
+	}
+	_, err := s.feeds.Push(ctx, slices.Values([]int64{author}), photos...)
+	return err
+}
+
+// followers returns a part of those who follow author, for the fan-out.
+func (s *Store) followers(ctx context.Context, author, after int64, n int) ([]int64, error) {
+	return collect(ctx, s.shards.ID(idgen.ID(author)), pgx.RowTo[int64], `select follower_id from follower
+		where user_id = $1 and follower_id > $2 order by follower_id limit $3`, author, after, n)
 }
 
 func toIDs(ns []int64) []idgen.ID {

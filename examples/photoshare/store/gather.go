@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 
@@ -36,4 +37,12 @@ func byID[T any](rows []T, id func(T) idgen.ID) map[idgen.ID]T {
 		m[id(row)] = row
 	}
 	return m
+}
+
+// orNone is for a row that may not be there.
+func orNone(err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	return err
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/shardgram/shardgram/examples/photoshare/blob"
 	"github.com/shardgram/shardgram/examples/photoshare/imaging"
+	"github.com/shardgram/shardgram/feedcache"
 	"github.com/shardgram/shardgram/idgen"
 	"github.com/shardgram/shardgram/shard"
 )
@@ -20,10 +21,11 @@ import (
 // MaxCaption is the number of characters a caption may have.
 const MaxCaption = 2200
 
-// Upload stores a photo and puts it into the feeds of the author's followers.
-// Either the row and all files are stored, or none of them, also when the
-// program dies half-way: what is left then is cleared away after the next
-// start. Errors: those of imaging, *InvalidError for the caption.
+// Upload stores a photo, which its author sees in the home feed at once, and
+// followers soon. Either the row, the job that tells the followers and all
+// files are stored, or none of them, also when the program dies half-way: what
+// is left then is cleared away after the next start. Errors: those of imaging,
+// *InvalidError for the caption.
 func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpeg []byte) (Photo, error) {
 	if n := utf8.RuneCountInString(caption); n > MaxCaption {
 		return Photo{}, &InvalidError{"caption", fmt.Sprintf("The caption has %d characters. The most is %d.", n, MaxCaption)}
@@ -46,6 +48,7 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 	if err := s.putImages(ctx, id, images); err != nil {
 		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(ctx, id, 0)))
 	}
+	unseen, unseenErr := s.home.Unseen(ctx, int64(author))
 	err = home.InTx(ctx, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, "delete from upload where photo_id = $1 and given_up_at is null", id)
 		if err == nil && tag.RowsAffected() == 0 {
@@ -57,18 +60,20 @@ func (s *Store) Upload(ctx context.Context, author idgen.ID, caption string, jpe
 		if _, err := tx.Exec(ctx, "insert into photo (id, author_id, caption) values ($1, $2, $3)", id, author, caption); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, "insert into fanout (photo_id) values ($1)", id)
-		return err
+		return s.jobs.EnqueueTx(ctx, tx, feedcache.Job{Author: int64(author), IDs: []int64{int64(id)}, At: time.Now()})
 	})
 	if err != nil {
 		return Photo{}, fmt.Errorf("store: upload: %w", errors.Join(err, s.abandon(ctx, id, 0)))
 	}
 	s.invalidate(ctx, id) // somebody may have asked for it too early
-	p := Photo{ID: id, Author: author, Caption: caption}
-	if err := s.fanOut(ctx, p); err != nil {
-		s.log.WarnContext(ctx, "fan-out is left to the repair", "photo", id, "err", err)
+	// The followers see it when the job is done, the author at once. Who has
+	// seen everything has seen this, too.
+	if err := s.showAuthor(ctx, int64(author), int64(id)); err != nil {
+		s.log.WarnContext(ctx, "the author's feed is left to the queue", "photo", id, "err", err)
+	} else if unseenErr == nil && unseen.N == 0 {
+		s.SeenHome(ctx, author, id)
 	}
-	return p, nil
+	return Photo{ID: id, Author: author, Caption: caption}, nil
 }
 
 // abandon removes the files of an upload that came to nothing. It does nothing
@@ -184,28 +189,34 @@ func (s *Store) Grid(ctx context.Context, author, before idgen.ID, n int) (Page[
 // Like notes that viewer likes a photo. Liking twice is liking once. Errors:
 // ErrNotFound.
 func (s *Store) Like(ctx context.Context, viewer, photo idgen.ID) error {
-	return s.setLike(ctx, viewer, photo, `with new as (
-			insert into liked (photo_id, user_id) values ($1, $2) on conflict do nothing returning photo_id)
-		update photo set likes = likes + 1 from new where id = new.photo_id`)
+	return s.setLike(ctx, viewer, photo, s.news.Push, `with new as (
+			insert into liked (photo_id, user_id) values ($1, $2) on conflict do nothing returning photo_id),
+		counted as (update photo set likes = likes + 1 from new where id = new.photo_id returning author_id)
+		insert into news (owner_id, actor_id, photo_id) select author_id, $2, $1 from counted where author_id <> $2 returning id`)
 }
 
 // Unlike takes a like back. Errors: ErrNotFound.
 func (s *Store) Unlike(ctx context.Context, viewer, photo idgen.ID) error {
-	return s.setLike(ctx, viewer, photo, `with gone as (
-			delete from liked where photo_id = $1 and user_id = $2 returning photo_id)
-		update photo set likes = likes - 1 from gone where id = gone.photo_id`)
+	return s.setLike(ctx, viewer, photo, s.news.Remove, `with gone as (
+			delete from liked where photo_id = $1 and user_id = $2 returning photo_id),
+		counted as (update photo set likes = likes - 1 from gone where id = gone.photo_id returning author_id)
+		delete from news using counted where owner_id = author_id and actor_id = $2 and photo_id = $1 returning news.id`)
 }
 
-func (s *Store) setLike(ctx context.Context, viewer, photo idgen.ID, sql string) error {
-	if _, err := s.photos.Get(ctx, photo); err != nil {
+// setLike runs sql, which returns the news of it if there is any.
+func (s *Store) setLike(ctx context.Context, viewer, photo idgen.ID, change deliver, sql string) error {
+	p, err := s.photos.Get(ctx, photo)
+	if err != nil {
 		return notFound(err)
 	}
-	_, err := s.shards.ID(photo).Exec(ctx, sql, photo, viewer)
+	var news int64
+	err = orNone(s.shards.ID(photo).QueryRow(ctx, sql, photo, viewer).Scan(&news))
 	// After an error, too: it may have come when the row was changed already.
 	s.invalidate(ctx, photo)
 	if err != nil {
 		return fmt.Errorf("store: like: %w", err)
 	}
+	s.tell(ctx, p.Author, news, change)
 	return nil
 }
 

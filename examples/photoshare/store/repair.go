@@ -45,11 +45,6 @@ func (s *Store) repair(ctx context.Context, age time.Duration) error {
 		if err != nil {
 			return err
 		}
-		photos, err := collect(ctx, sh, pgx.RowToStructByPos[Photo], `select id, author_id, caption, likes
-			from photo join fanout on photo_id = id where since < now() - $1::interval`, age)
-		if err != nil {
-			return err
-		}
 		feeds, err := collect(ctx, sh, pgx.RowToStructByPos[stale],
 			"select user_id, since from stale_feed where since < now() - $1::interval", age)
 		if err != nil {
@@ -64,11 +59,12 @@ func (s *Store) repair(ctx context.Context, age time.Duration) error {
 		for _, id := range uploads {
 			errs = append(errs, s.abandon(ctx, id, tombstone))
 		}
-		for _, p := range photos {
-			errs = append(errs, s.fanOut(ctx, p))
-		}
 		for _, f := range feeds {
-			s.renewFeed(ctx, f.ID, f.Since)
+			err := errors.Join(s.feeds.Drop(ctx, int64(f.ID)), s.news.Drop(ctx, int64(f.ID)))
+			if err == nil {
+				err = s.feedRenewed(ctx, f.ID, f.Since)
+			}
+			errs = append(errs, err)
 		}
 		for _, p := range cached {
 			err := s.photos.Invalidate(ctx, p.ID)
@@ -77,6 +73,7 @@ func (s *Store) repair(ctx context.Context, age time.Duration) error {
 			}
 			errs = append(errs, err)
 		}
+		errs = append(errs, s.switchRoutes(ctx, sh))
 		return errors.Join(errs...)
 	})
 }

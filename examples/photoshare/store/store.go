@@ -8,7 +8,6 @@ package store
 
 import (
 	"context"
-	"crypto/rand"
 	"embed"
 	"errors"
 	"fmt"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/shardgram/shardgram/examples/photoshare/blob"
 	"github.com/shardgram/shardgram/examples/photoshare/imaging"
+	"github.com/shardgram/shardgram/examples/photoshare/jobs"
 	"github.com/shardgram/shardgram/feedcache"
 	"github.com/shardgram/shardgram/feedcache/lookaside"
 	"github.com/shardgram/shardgram/hashkv"
@@ -109,24 +109,34 @@ type Config struct {
 	Log *slog.Logger
 
 	// RepairEvery is how often the store looks for work that was cut off: an
-	// upload whose program died, a photo that is not in all feeds. Work
-	// younger than that is left alone. Default: 30 s.
+	// upload whose program died, a feed that does not show whom its owner
+	// follows. Work younger than that is left alone. Default: 30 s.
 	RepairEvery time.Duration
+
+	// MaxFollowers is how many followers make an author a celebrity, whose
+	// photos the followers' pages look for, instead of being told of each.
+	// Default: 10,000.
+	MaxFollowers int64
 }
 
 // A Store is safe for concurrent use. Make it with Open.
 type Store struct {
 	shards *shard.Cluster
-	feeds  *feedcache.Feeds
+	jobs   *jobs.Queue
+	feeds  *feedcache.Feeds  // what is pushed to each user, and the user's own photos
+	home   *feedcache.Hybrid // that, and what is pulled
+	news   *feedcache.Feeds  // what others did to each user
+	fanout *feedcache.Fanout
+	policy feedcache.Costs
 	owners *hashkv.Sparse[int64] // photo → author
 	users  *lookaside.Cache[idgen.ID, User]
 	photos *lookaside.Cache[idgen.ID, Photo]
 	blobs  blob.Store
 	images *imaging.Processor
 	hasher hasher
-	// follows is held while a person's follows change.
-	follows locks
-	log     *slog.Logger
+	// following holds one for each change of follows that is under way.
+	following chan struct{}
+	log       *slog.Logger
 
 	cancel   context.CancelFunc
 	repairer sync.WaitGroup
@@ -135,35 +145,64 @@ type Store struct {
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Open migrates the shards, and starts the repair of work that was cut off.
-// One process may have a store open at a time, as its feeds are its own.
-func Open(ctx context.Context, cfg Config) (*Store, error) {
+// Open migrates the shards, and starts the fan-out of photos and the repair of
+// work that was cut off. Many processes may have a store open on the same
+// servers.
+func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
 	if cfg.RepairEvery == 0 {
 		cfg.RepairEvery = 30 * time.Second
 	}
+	if cfg.MaxFollowers == 0 {
+		cfg.MaxFollowers = 10_000
+	}
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	s := &Store{
+		shards:    cfg.Shards,
+		blobs:     cfg.Blobs,
+		hasher:    newHasher(),
+		following: make(chan struct{}, 8), // half of the connections to a node
+		policy:    feedcache.Costs{MaxFollowers: cfg.MaxFollowers},
+		log:       cfg.Log,
+		cancel:    func() {},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	// The queue's tables come first: a migration of ours writes to them.
+	if s.jobs, err = jobs.Open(ctx, cfg.Shards, jobs.Config{Log: cfg.Log}); err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	if _, err := cfg.Shards.Migrate(ctx, files, shard.MigrateConfig{}); err != nil {
 		return nil, fmt.Errorf("store: migrate: %w", err)
 	}
-	s := &Store{
-		shards: cfg.Shards,
-		blobs:  cfg.Blobs,
-		hasher: newHasher(),
-		log:    cfg.Log,
-	}
 	if s.images, err = imaging.New(imaging.Config{}); err != nil {
 		return nil, err
 	}
-	// Feeds do not outlive the program: after a power failure Redis may come
-	// back with feeds that lack what was pushed last, and nobody would know.
-	feeds := feedcache.Config{Prefix: "feed-" + rand.Text(), TTL: 24 * time.Hour}
-	if s.feeds, err = feedcache.New(cfg.Redis, s.newest, feeds); err != nil {
+	if s.feeds, err = feedcache.New(cfg.Redis, s.newest, feedcache.Config{Prefix: "home", Cap: homeCap, Mark: s.mark("seen_home")}); err != nil {
+		return nil, err
+	}
+	if s.news, err = feedcache.New(cfg.Redis, s.newestNews, feedcache.Config{Prefix: "news", Mark: s.mark("seen_news")}); err != nil {
+		return nil, err
+	}
+	outboxes, err := feedcache.New(cfg.Redis, s.newestOf, feedcache.Config{Prefix: "outbox"})
+	if err != nil {
+		return nil, err
+	}
+	routes := &routes{Store: s}
+	if s.home, err = feedcache.NewHybrid(s.feeds, outboxes, routes); err != nil {
+		return nil, err
+	}
+	if s.fanout, err = feedcache.NewFanout(s.feeds, s.followers, feedcache.FanoutConfig{
+		Queue: s.jobs, Outboxes: outboxes, Routes: routes, RouteAge: 2 * routeAge, // its reading takes time, too
+	}); err != nil {
 		return nil, err
 	}
 	if s.owners, err = hashkv.NewSparse[int64](cfg.Redis, hashkv.SparseConfig{
@@ -178,16 +217,22 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if s.photos, err = lookaside.New(cfg.Memcache, s.loadPhotos, lookaside.Config[idgen.ID, Photo]{Prefix: "photo"}); err != nil {
 		return nil, err
 	}
+	if err := s.jobs.Start(ctx, s.fanOut); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
 	ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.repairer.Go(func() { s.repairForever(ctx, cfg.RepairEvery) })
 	s.repairer.Go(func() { _ = s.owners.AutoGrow(ctx, hashkv.AutoGrowConfig{}) }) // until ctx ends
 	return s, nil
 }
 
-// Close stops the repair and waits for it. It leaves the servers' clients to
-// their owner.
+// Close stops the fan-out and the repair and waits for them. It leaves the
+// servers' clients to their owner.
 func (s *Store) Close() error {
 	s.cancel()
 	s.repairer.Wait()
-	return nil
+	if s.jobs == nil {
+		return nil
+	}
+	return s.jobs.Close()
 }

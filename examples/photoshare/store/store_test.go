@@ -40,6 +40,8 @@ type rig struct {
 	memcache *localserver.Memcached
 	blobs    *faultyBlobs
 	dir      string // of the blobs
+
+	maxFollowers int64
 }
 
 // newRig opens a store. Redis and memcached are the test's own.
@@ -76,10 +78,11 @@ func (r *rig) open(t *testing.T, repairEvery time.Duration) {
 	t.Cleanup(func() { require.NoError(t, mc.Close()) })
 	r.Store, err = store.Open(t.Context(), store.Config{
 		Shards: r.cluster, Redis: r.rdb, Memcache: mc, Blobs: r.blobs,
-		Log: slog.New(slog.DiscardHandler), RepairEvery: repairEvery,
+		Log: slog.New(slog.DiscardHandler), RepairEvery: repairEvery, MaxFollowers: r.maxFollowers,
 	})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	opened := r.Store
+	t.Cleanup(func() { require.NoError(t, opened.Close()) })
 }
 
 // faultyBlobs calls hook, if set, before a Put.
@@ -124,10 +127,19 @@ func (r *rig) signUp(t *testing.T, name string) store.User {
 	return u
 }
 
+// upload shares a photo, and waits until it is in the feeds of the followers.
 func (r *rig) upload(t *testing.T, author store.User, caption string) store.Photo {
 	p, err := r.Upload(t.Context(), author.ID, caption, picture())
 	require.NoError(t, err)
+	r.fannedOut(t)
 	return p
+}
+
+// unfinished are the jobs that are not done, on any node.
+const unfinished = "jobs.river_job where state <> 'completed'"
+
+func (r *rig) fannedOut(t *testing.T) {
+	eventually(t, "the fan-out is done", func() bool { return r.count(t, unfinished) == 0 })
 }
 
 // home walks a home feed to its end, n at a time.
@@ -263,6 +275,9 @@ func TestALatePushOfAnUnfollowedAuthorIsNotShown(t *testing.T) {
 	_, err := r.cluster.ID(ada.ID).Exec(t.Context(), "insert into follower (user_id, follower_id) values ($1, $2)", ada.ID, bob.ID)
 	require.NoError(t, err)
 	p := r.upload(t, ada, "late")
+	ids, err := r.rdb.Keys(t.Context(), "home:*").Result()
+	require.NoError(t, err)
+	require.NotEmpty(t, ids, "bob's feed is warm")
 	require.Empty(t, r.home(t, bob, 5))
 	profile, err := r.Profile(t.Context(), bob.ID, "ada")
 	require.NoError(t, err)
@@ -271,21 +286,20 @@ func TestALatePushOfAnUnfollowedAuthorIsNotShown(t *testing.T) {
 	require.Equal(t, []idgen.ID{p.ID}, r.home(t, bob, 5))
 }
 
-// TestFollowAndUnfollowAtOnce presses both buttons from many goroutines. The two
-// rows of a follow must agree in the end.
+// TestFollowAndUnfollowAtOnce presses both buttons from many goroutines in two
+// stores. The two rows of a follow must agree in the end, and the feed with them.
 func TestFollowAndUnfollowAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
 	p := r.upload(t, ada, "")
+	first := r.Store
+	r.open(t, time.Hour)
 	for range 10 {
 		errs := make([]error, 12)
 		var wg sync.WaitGroup
 		for i := range errs {
-			press := r.Follow
-			if i%2 == 1 {
-				press = r.Unfollow
-			}
+			press := []func(context.Context, idgen.ID, idgen.ID) error{r.Follow, r.Unfollow, first.Follow, first.Unfollow}[i%4]
 			wg.Go(func() { errs[i] = press(t.Context(), bob.ID, ada.ID) })
 		}
 		wg.Wait()
@@ -297,6 +311,35 @@ func TestFollowAndUnfollowAtOnce(t *testing.T) {
 			require.Empty(t, r.home(t, bob, 5))
 		}
 	}
+}
+
+// TestAFollowWaitsForAnUnfollow holds an unfollow up between its two rows, and
+// lets another program follow meanwhile.
+func TestAFollowWaitsForAnUnfollow(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	// waiting tells whether a statement on a shard waits for a row.
+	waiting := func(who store.User, statement string) (yes bool) {
+		require.NoError(t, r.cluster.ID(who.ID).QueryRow(t.Context(), `select exists (select from pg_stat_activity
+			where datname = current_database() and wait_event_type = 'Lock' and query like $1)`, "%"+statement+"%").Scan(&yes))
+		return yes
+	}
+	hold, err := r.cluster.ID(ada.ID).Begin(t.Context())
+	require.NoError(t, err)
+	_, err = hold.Exec(t.Context(), "select from follower for update")
+	require.NoError(t, err)
+	unfollowed, followed := make(chan error, 1), make(chan error, 1)
+	go func() { unfollowed <- r.Unfollow(t.Context(), bob.ID, ada.ID) }()
+	eventually(t, "the unfollow is held up", func() bool { return waiting(ada, "delete from follower") })
+	go func() { followed <- r.Follow(t.Context(), bob.ID, ada.ID) }()
+	eventually(t, "the follow waits, or does not", func() bool { return len(followed) > 0 || waiting(bob, "for no key update") })
+	require.NoError(t, hold.Rollback(t.Context()))
+	require.NoError(t, <-unfollowed)
+	require.NoError(t, <-followed)
+	require.Equal(t, 1, r.count(t, "following"))
+	require.Equal(t, 1, r.count(t, "follower"))
 }
 
 func TestLikesAreCountedOnce(t *testing.T) {
@@ -344,12 +387,129 @@ func TestAPhotoReachesEveryFollower(t *testing.T) {
 	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
 	// bob comes last, behind more followers than a fan-out reads at a time.
 	_, err := r.cluster.ID(ada.ID).Exec(t.Context(),
-		"insert into follower (user_id, follower_id) select $1, generate_series(1, 2500)", ada.ID)
+		"insert into follower (user_id, follower_id) select $1, generate_series(1, 6000)", ada.ID)
 	require.NoError(t, err)
 	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
 	require.Empty(t, r.home(t, bob, 5))
 	p := r.upload(t, ada, "")
 	require.Equal(t, []idgen.ID{p.ID}, r.home(t, bob, 5))
+}
+
+// TestAFollowBringsMoreThanAFeedKeeps follows somebody with more photos than
+// Redis keeps, by a feed that is warm and short.
+func TestAFollowBringsMoreThanAFeedKeeps(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
+	own := r.upload(t, bob, "")
+	require.Equal(t, []idgen.ID{own.ID}, r.home(t, bob, 5))
+	_, err := r.cluster.ID(ada.ID).Exec(t.Context(), `insert into photo (id, author_id, caption)
+		select $1::bigint + (i::bigint << 23), $1, '' from generate_series(1, 1900) i`, ada.ID)
+	require.NoError(t, err)
+	want := []idgen.ID{own.ID}
+	for i := range idgen.ID(1900) {
+		want = append(want, ada.ID+(i+1)<<23)
+	}
+	slices.Sort(want)
+	slices.Reverse(want)
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	require.Equal(t, want, r.home(t, bob, 100))
+	require.NoError(t, r.Unfollow(t.Context(), bob.ID, ada.ID))
+	require.Equal(t, []idgen.ID{own.ID}, r.home(t, bob, 100))
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	require.Equal(t, want, r.home(t, bob, 100), "the same again")
+}
+
+// TestTwoStoresShareTheirFeeds is two programs on the same servers.
+func TestTwoStoresShareTheirFeeds(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
+	other := *r
+	other.open(t, time.Hour)
+	require.Empty(t, other.home(t, bob, 5), "an empty feed is warm now")
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	first := r.upload(t, ada, "")
+	require.Equal(t, []idgen.ID{first.ID}, other.home(t, bob, 5))
+	second := other.upload(t, ada, "")
+	require.Equal(t, []idgen.ID{second.ID, first.ID}, r.home(t, bob, 5))
+	require.NoError(t, other.Unfollow(t.Context(), bob.ID, ada.ID))
+	require.Empty(t, r.home(t, bob, 5))
+}
+
+// activity returns the lines of a user's activity page, the latest first.
+func (r *rig) activity(t *testing.T, viewer store.User) (lines []string) {
+	page, err := r.Activity(t.Context(), viewer.ID, 0, 20)
+	require.NoError(t, err)
+	for _, n := range page.Items {
+		var names []string
+		for _, who := range n.Actors {
+			names = append(names, who.Name)
+		}
+		lines = append(lines, fmt.Sprintf("%d %v", n.Photo, names))
+	}
+	return lines
+}
+
+func TestActivity(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob, cleo := r.signUp(t, "ada"), r.signUp(t, "bob"), r.signUp(t, "cleo")
+	require.Empty(t, r.activity(t, ada), "an empty feed is warm now")
+	p := r.upload(t, ada, "")
+	for _, fan := range []store.User{bob, cleo, ada} {
+		require.NoError(t, r.Like(t.Context(), fan.ID, p.ID))
+		require.NoError(t, r.Like(t.Context(), fan.ID, p.ID), "twice is once")
+	}
+	liked := fmt.Sprintf("%d [cleo bob]", p.ID)
+	require.Equal(t, []string{liked}, r.activity(t, ada))
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	require.Equal(t, []string{"0 [bob]", liked}, r.activity(t, ada))
+	require.NoError(t, r.rdb.FlushAll(t.Context()).Err())
+	require.Equal(t, []string{"0 [bob]", liked}, r.activity(t, ada), "rebuilt")
+	require.NoError(t, r.Unlike(t.Context(), cleo.ID, p.ID))
+	require.NoError(t, r.Unfollow(t.Context(), bob.ID, ada.ID))
+	require.NoError(t, r.Unfollow(t.Context(), bob.ID, ada.ID))
+	require.Equal(t, []string{fmt.Sprintf("%d [bob]", p.ID)}, r.activity(t, ada))
+
+	// What Redis was not told it learns from the repair.
+	require.NoError(t, r.redis.Kill())
+	require.NoError(t, r.Like(t.Context(), cleo.ID, p.ID))
+	require.Equal(t, 1, r.count(t, "stale_feed"))
+	require.NoError(t, r.redis.Restart(t.Context()))
+	eventually(t, "the repair has passed", func() bool { return r.count(t, "stale_feed") == 0 })
+	require.Equal(t, []string{liked}, r.activity(t, ada))
+}
+
+func TestUnseenIsWhatCameAfterTheLastLook(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
+	unseen := func(who store.User) [2]int {
+		n, err := r.Unseen(t.Context(), who.ID)
+		require.NoError(t, err)
+		return [2]int{n.Home.N, n.Activity.N}
+	}
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	require.Equal(t, [2]int{0, 1}, unseen(ada))
+	require.Equal(t, [2]int{0, 0}, unseen(bob))
+	first, second := r.upload(t, ada, ""), r.upload(t, ada, "")
+	require.Equal(t, [2]int{0, 1}, unseen(ada), "one's own photo is nothing new")
+	require.Equal(t, [2]int{2, 0}, unseen(bob))
+	r.SeenHome(t.Context(), bob.ID, second.ID)
+	r.SeenHome(t.Context(), bob.ID, first.ID)
+	require.Equal(t, [2]int{0, 0}, unseen(bob), "a mark never goes back")
+	r.upload(t, bob, "")
+	require.NoError(t, r.Like(t.Context(), ada.ID, r.upload(t, bob, "").ID))
+	r.upload(t, ada, "")
+	require.Equal(t, [2]int{1, 1}, unseen(bob))
+	require.NoError(t, r.rdb.FlushAll(t.Context()).Err())
+	require.Equal(t, [2]int{1, 1}, unseen(bob), "the mark is in PostgreSQL, too")
+	page, err := r.Activity(t.Context(), bob.ID, 0, 5)
+	require.NoError(t, err)
+	r.SeenActivity(t.Context(), bob.ID, page.Items[0].ID)
+	require.Equal(t, [2]int{1, 0}, unseen(bob))
 }
 
 // TestIDsGoOnBehindAClock opens a store whose clock is behind its newest ID, as

@@ -11,6 +11,7 @@ import (
 
 type (
 	Account     = account
+	Activity    = activity
 	Draft       = draft
 	Feed        = feed
 	ProfilePage = profile

@@ -19,6 +19,7 @@ const (
 type feed struct {
 	store.Page[store.Post]
 	Top bool // nothing is above this part
+	New int  // photos that have come since the last look
 }
 
 // home shows what those have shared whom the viewer follows, and the front door
@@ -35,7 +36,15 @@ func (s *Site) home(v *visit) error {
 	if err != nil {
 		return err
 	}
-	return s.render(v, http.StatusOK, "home", page{Title: "Home", Tab: "home", Data: feed{posts, before == 0}})
+	data := feed{Page: posts, Top: before == 0}
+	if data.Top && len(posts.Items) > 0 && v.unseen.Home.N > 0 {
+		s.store.SeenHome(v.r.Context(), v.viewer.ID, posts.Items[0].ID)
+		if v.unseen.Home.Mark > 0 {
+			data.New = v.unseen.Home.N
+		}
+		v.unseen.Home.N = 0
+	}
+	return s.render(v, http.StatusOK, "home", page{Title: "Home", Tab: "home", Data: data})
 }
 
 // before reads the cursor of a page, 0 for the top.

@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/shardgram/shardgram/examples/photoshare/store"
+	"github.com/shardgram/shardgram/feedcache"
 	"github.com/shardgram/shardgram/idgen"
 )
 
@@ -60,9 +61,10 @@ type page struct {
 	Title  string
 	Tab    string     // the tab that is lit
 	Viewer store.User // ID 0 is nobody
-	Here   string     // the page's own address, for its buttons to lead back to
-	ID     string     // of the visit
-	Data   any        // what the page is about
+	Unseen store.Unseen
+	Here   string // the page's own address, for its buttons to lead back to
+	ID     string // of the visit
+	Data   any    // what the page is about
 
 	now time.Time
 }
@@ -70,7 +72,7 @@ type page struct {
 // render sends a page. It is made in memory first, so that a template that
 // fails sends no half of it.
 func (s *Site) render(v *visit, status int, name string, p page) error {
-	p.Viewer, p.ID, p.Here, p.now = v.viewer, v.id, v.r.URL.RequestURI(), s.now()
+	p.Viewer, p.Unseen, p.ID, p.Here, p.now = v.viewer, v.unseen, v.id, v.r.URL.RequestURI(), s.now()
 	var b bytes.Buffer
 	if err := s.pages[name].ExecuteTemplate(&b, "layout", &p); err != nil {
 		return fmt.Errorf("web: make the page %s: %w", name, err)
@@ -92,6 +94,17 @@ func (p *page) Row(who store.Profile) row { return row{who, p.Here} }
 
 // Time returns when a photo was made, as its ID says.
 func (p *page) Time(id idgen.ID) time.Time { return idgen.Default.Time(id) }
+
+// Badge writes how much is unseen on the corner of a tab.
+func (p *page) Badge(u feedcache.Unseen) string {
+	switch {
+	case u.N == 0:
+		return ""
+	case u.N > 99:
+		return "99+"
+	}
+	return strconv.Itoa(u.N)
+}
 
 // Ago returns how long ago that was, in the words of a feed.
 func (p *page) Ago(id idgen.ID) string { return ago(p.now, p.Time(id)) }

@@ -52,15 +52,17 @@ func TestPages(t *testing.T) {
 		{"Landing", "landing", "", nobody, web.Account{New: true}, []string{`id="signup"`, `href="/login"`, `action="/signup"`, `autocomplete="new-password"`}, []string{`class="tabs"`}},
 		{"SignUp", "signup", "", nobody, web.Account{New: true, Next: "/p/B"}, []string{`id="signup"`, `href="/login?next=%2fp%2fB"`, `id="name"`, `id="password"`, `name="signup"`}, nil},
 		{"LogIn", "login", "", nobody, web.Account{}, []string{`id="login"`, `href="/signup"`, `autocomplete="current-password"`, `name="login"`}, []string{"problem"}},
-		{"HomeTop", "home", "home", anna, web.Feed{feed, true}, []string{
+		{"HomeTop", "home", "home", anna, web.Feed{feed, true, 0}, []string{
 			`id="p-` + photo(1).ID.Short() + `"`, `/like"`, `/unlike"`, `class="like on" name="unlike"`, `name="back" value="/here?x=1"`,
 			`id="older" href="/?before=77"`, `>1 like<`, `>2 likes<`, `>1,234 likes<`, `&lt;script&gt;`,
 			`alt="Photo by ._ben: &lt;script&gt;alert(1)&lt;/script&gt; line &#34;two&#34;"`, `alt="Photo by anna"`, `id="tab-home" aria-current="page"`,
 		}, []string{"<script", `class="empty"`}},
-		{"HomeEnd", "home", "home", anna, web.Feed{store.Page[store.Post]{Items: post3()}, false}, []string{"You have seen everything", `id="top" href="/"`}, []string{`id="older"`}},
-		{"HomeEmpty", "home", "home", anna, web.Feed{store.Page[store.Post]{}, true}, []string{"Follow someone", `href="/people"`, `class="empty"`}, nil},
-		{"HomeEmptyBelow", "home", "home", anna, web.Feed{store.Page[store.Post]{}, false}, []string{"Nothing older", `id="top" href="/"`}, []string{"Follow someone"}},
-		{"HomeEmptyButMore", "home", "home", anna, web.Feed{store.Page[store.Post]{Next: 5}, true}, []string{`id="older" href="/?before=5"`}, []string{"Follow someone"}},
+		{"HomeNew", "home", "home", anna, web.Feed{feed, true, 1234}, []string{`<p id="new">1,234 new photos</p>`}, nil},
+		{"HomeOneNew", "home", "home", anna, web.Feed{feed, true, 1}, []string{`<p id="new">1 new photo</p>`}, nil},
+		{"HomeEnd", "home", "home", anna, web.Feed{store.Page[store.Post]{Items: post3()}, false, 0}, []string{"You have seen everything", `id="top" href="/"`}, []string{`id="older"`}},
+		{"HomeEmpty", "home", "home", anna, web.Feed{store.Page[store.Post]{}, true, 0}, []string{"Follow someone", `href="/people"`, `class="empty"`}, nil},
+		{"HomeEmptyBelow", "home", "home", anna, web.Feed{store.Page[store.Post]{}, false, 0}, []string{"Nothing older", `id="top" href="/"`}, []string{"Follow someone"}},
+		{"HomeEmptyButMore", "home", "home", anna, web.Feed{store.Page[store.Post]{Next: 5}, true, 0}, []string{`id="older" href="/?before=5"`}, []string{"Follow someone"}},
 		{"Photo", "photo", "", anna, post3()[1], []string{`name="unlike"`, `width="612" height="612"`}, []string{`loading="lazy"`}},
 		{"PhotoForNobody", "photo", "", nobody, post3()[0], []string{`name="like"`, `href="/login"`}, nil},
 		{"ProfileOther", "profile", "", anna, web.ProfilePage{who, grid, false, true}, []string{
@@ -74,6 +76,16 @@ func TestPages(t *testing.T) {
 		{"ProfileEnd", "profile", "", anna, web.ProfilePage{who, store.Page[store.Photo]{}, false, false}, []string{`id="top" href="/u/._ben"`}, []string{"No photos yet"}},
 		{"People", "people", "people", anna, []store.Profile{who, followed, {User: anna}}, []string{`id="u-._ben"`, `name="follow"`, `name="unfollow"`, "1 photo · 1,234 followers", "0 photos · 0 followers"}, []string{`action="/u/anna/follow"`}},
 		{"PeopleNone", "people", "people", anna, []store.Profile(nil), []string{"Nobody else is here yet"}, nil},
+		{"Activity", "activity", "activity", anna, web.Activity{store.Page[store.Notice]{Items: []store.Notice{
+			{ID: 30, Photo: photo(1).ID, Actors: []store.User{ben, anna, who.User, ben}},
+			{ID: 20, Actors: []store.User{ben}},
+			{ID: 10, Actors: []store.User{ben, anna}},
+		}, Next: 9}, true, 20}, []string{
+			"<b>._ben, anna and 2 others</b> liked your photo", `href="/p/` + photo(1).ID.Short() + `"`,
+			"<b>._ben</b> follows you", "<b>._ben and anna</b> follow you", `href="/activity?before=9"`, `<li id="n-e" class="new">`, `<li id="n-U">`,
+		}, nil},
+		{"ActivityNone", "activity", "activity", anna, web.Activity{Top: true}, []string{"Nothing yet"}, []string{`id="top"`}},
+		{"ActivityEnd", "activity", "activity", anna, web.Activity{}, []string{`id="top" href="/activity"`}, []string{"Nothing yet"}},
 		{"Upload", "upload", "upload", anna, web.Draft{}, []string{`id="photo" name="photo" type="file"`, `enctype="multipart/form-data"`, `maxlength="2200"`, `name="upload"`}, []string{"problem"}},
 		{"UploadBadPhoto", "upload", "upload", anna, web.Draft{Caption: "</textarea>", Field: "photo", Problem: "P <i>"}, []string{`id="photo-problem">P &lt;i&gt;<`, `&lt;/textarea&gt;</textarea>`}, nil},
 		{"UploadBadCaption", "upload", "upload", anna, web.Draft{Field: "caption", Problem: "P"}, []string{`id="caption-problem"`}, nil},
@@ -143,7 +155,7 @@ func wellMade(t *testing.T, body string) {
 func TestPostsBelowTheFirstScreenLoadLate(t *testing.T) {
 	t.Parallel()
 	s, _ := bare(t)
-	body := get(s.Shows("home", "home", anna, web.Feed{store.Page[store.Post]{Items: post3()}, true}), "/").Body.String()
+	body := get(s.Shows("home", "home", anna, web.Feed{store.Page[store.Post]{Items: post3()}, true, 0}), "/").Body.String()
 	require.Equal(t, 1, strings.Count(body, `loading="lazy"`))
 	require.Greater(t, strings.Index(body, `loading="lazy"`), strings.Index(body, "/photos/"+post3()[2].ID.Short()))
 }

@@ -30,8 +30,9 @@
 //
 // # Cost
 //
-// One round trip to Redis per page for a signed-in visitor, none for others
-// and for images, and what the store needs. Pages are made in memory before the
+// A page for a signed-in visitor takes three round trips to Redis, for the
+// session and for what is new on two tabs, one for others and for images none,
+// and what the store needs. Pages are made in memory before the
 // first byte is sent: 13 KB for a feed of ten posts. An upload is held in
 // memory, up to 10 MB.
 //
@@ -146,6 +147,7 @@ func (s *Site) routes() *http.ServeMux {
 		"GET /upload":             s.uploadForm,
 		"POST /upload":            s.upload,
 		"GET /people":             s.people,
+		"GET /activity":           s.activity,
 		"POST /p/{code}/like":     s.like,
 		"POST /p/{code}/unlike":   s.unlike,
 		"POST /u/{name}/follow":   s.follow,

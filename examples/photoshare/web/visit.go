@@ -26,6 +26,7 @@ type visit struct {
 	id     string     // for the log, and for a person who reports an error
 	status int        // 0 until something is sent
 	viewer store.User // ID 0 is nobody
+	unseen store.Unseen
 }
 
 // A handler answers a visit, or returns why not; the error becomes a page.
@@ -109,6 +110,12 @@ func (s *Site) visitor(h handler) handler {
 			return err
 		}
 		v.viewer = user
+		if v.r.Method == http.MethodGet {
+			// A page without these numbers is better than none.
+			if v.unseen, err = s.store.Unseen(ctx, id); err != nil {
+				s.log.DebugContext(ctx, "unseen", "id", v.id, "err", err)
+			}
+		}
 		return h(v)
 	}
 }
