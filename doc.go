@@ -23,10 +23,10 @@
 // The author's name hashes to a shard ([github.com/shardgram/shardgram/shard]).
 // The row is stored in that shard, whose next_id() makes the photo's ID
 // ([github.com/shardgram/shardgram/idgen]).
-// The ID is pushed to the feeds of the author's followers
-// ([github.com/shardgram/shardgram/feedcache]), and whose photo it is goes into
-// a map ([github.com/shardgram/shardgram/hashkv]). A follower's page reads its
-// feed in one round trip and the photos and users on it from the object cache
+// A job that commits with the row pushes the ID to the feeds of the author's
+// followers ([github.com/shardgram/shardgram/feedcache]), and whose photo it is
+// goes into a map ([github.com/shardgram/shardgram/hashkv]). A follower's page
+// reads its feed in one round trip and the photos and users on it from the object cache
 // ([github.com/shardgram/shardgram/feedcache/lookaside]), which asks each
 // photo's shard for what it lacks.
 package shardgram
