@@ -92,14 +92,14 @@ func clusterNodeDies(t *testing.T, cluster *localserver.RedisCluster) {
 	missed := slices.DeleteFunc(slices.Clone(dead), func(owner int64) bool { return !slices.Contains(window, owner) })
 	d, err := push(window, 41)
 	require.ErrorContains(t, err, fmt.Sprintf("feedcache: push dies:%d: ", missed[0]))
-	failed, ok := errors.AsType[*feedcache.PushError](err)
+	failed, ok := errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok, err)
 	require.Equal(t, missed, failed.Owners)
 	require.Equal(t, feedcache.Delivery{Warm: len(window) - len(missed)}, d)
 
 	// Of several windows, those that were tried.
 	_, err = push(owners, 42)
-	failed, ok = errors.AsType[*feedcache.PushError](err)
+	failed, ok = errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok, err)
 	require.Subset(t, failed.Owners, missed)
 	require.Subset(t, dead, failed.Owners)

@@ -19,19 +19,20 @@ const maxEdits = 8
 // For an author who is pulled it does the same: a [Hybrid] shows no ID that is
 // removed in the feed.
 //
-// So edit must read what it adds after it was called. And it must add all IDs of
-// the one who is followed, or the newest of them and one more than [Config].Cap:
-// the feed then ends above those it was not given, where fewer would leave a hole:
+// So edit must read what it adds after it was called. And it must add the newest
+// Cap+1 IDs of the one who is followed, or all if there are fewer: so many move
+// the floor above those that are missing, where fewer would leave a hole. With a
+// Cap of 800:
 //
 //	err := feeds.Edit(ctx, owner, func(ids []int64) ([]int64, error) {
-//		newest, err := photosOf(ctx, followed, 801)
+//		newest, err := photosOf(ctx, followed, 800+1)
 //		return append(ids, newest...), err
 //	})
 //
 // Edit is two round trips. It calls edit again when another change of the feed
 // came in between, and after eight such times drops the feed. A cold feed has
 // nothing to edit, and one that is being filled becomes cold. Edit is safe to
-// repeat; its errors are those of edit, and a [*PushError].
+// repeat; its errors are those of edit, and an [*UnreachedError].
 func (f *Feeds) Edit(ctx context.Context, owner int64, edit func(ids []int64) ([]int64, error)) error {
 	if err := f.edit(ctx, owner, edit); err != nil {
 		return fmt.Errorf("feedcache: edit %s: %w", f.key(owner), err)
@@ -49,7 +50,7 @@ func (f *Feeds) edit(ctx context.Context, owner int64, edit func([]int64) ([]int
 		v, ok := parse(list, true)
 		switch {
 		case isFailure(err):
-			return &PushError{Owners: []int64{owner}, Err: because(ctx, err)}
+			return &UnreachedError{Owners: []int64{owner}, Err: because(ctx, err)}
 		case !ok:
 			return nil // cold, or not a feed
 		case v.state() == building:
@@ -68,7 +69,7 @@ func (f *Feeds) edit(ctx context.Context, owner int64, edit func([]int64) ([]int
 		n, err := done.Int()
 		switch {
 		case err != nil:
-			return &PushError{Owners: []int64{owner}, Err: because(ctx, err)}
+			return &UnreachedError{Owners: []int64{owner}, Err: because(ctx, err)}
 		case n == 1:
 			ids, _ = v.below(top, len(v.entries))
 			f.note(Event{Kind: Edited, Owner: owner, N: len(ids)})

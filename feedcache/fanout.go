@@ -12,10 +12,12 @@ import (
 )
 
 // Followers returns at most n followers of an author, those above after in
-// ascending order; fewer than n mean that there are no more. The author is one
-// of them, where feeds show their owner's own IDs. In SQL:
+// ascending order; fewer than n mean that there are no more. In SQL:
 //
 //	select follower from follower where author = $1 and follower > $2 order by follower limit $3
+//
+// Where feeds show their owner's own posts, each author follows themself: here,
+// and in Routes.Pulled. A row of that in the table does both.
 type Followers func(ctx context.Context, author, after int64, n int) ([]int64, error)
 
 // A Job is a fan-out, or the part of one between two cursors. It travels through
@@ -42,11 +44,11 @@ type Job struct {
 // in the database of the posts will do, such as River.
 type Queue interface {
 	// EnqueueTx adds jobs in the transaction that stores the IDs, so that both
-	// or none of it happen.
+	// or none of it happen. It is for who makes the IDs to call.
 	EnqueueTx(ctx context.Context, tx pgx.Tx, jobs ...Job) error
 
-	// Enqueue adds jobs that a running job hands on. It may be repeated with
-	// the same jobs.
+	// Enqueue adds jobs that a running job hands on: [Fanout.Run] calls it, and
+	// maybe again with the same jobs.
 	Enqueue(ctx context.Context, jobs ...Job) error
 }
 
@@ -136,9 +138,10 @@ func NewFanout(feeds *Feeds, followers Followers, cfg FanoutConfig) (*Fanout, er
 // so a cursor that was not stored costs time and nothing else. A nil save
 // stores none.
 //
-// Run first pushes to the author's outbox, if there are any. Then it asks the
-// routes, and if the author's is [RoutePull] it is done. Both happen only where
-// After is 0.
+// Run first changes the author's outbox, if there are any. Then, of IDs that are
+// pushed, it asks the routes, and if the author's is [RoutePull] it is done; a
+// removal goes to all followers, whose feeds may have the ID from before. Both
+// happen only where After is 0.
 func (o *Fanout) Run(ctx context.Context, job Job, save func(ctx context.Context, cursor int64) error) (Delivery, error) {
 	d, err := o.start(ctx, job, save)
 	o.jobs.Add(1)
@@ -155,7 +158,7 @@ func (o *Fanout) start(ctx context.Context, job Job, save func(context.Context, 
 		return Delivery{}, fmt.Errorf("%w: author", ErrInvalid)
 	case len(job.IDs) == 0 || slices.ContainsFunc(job.IDs, func(id int64) bool { return !valid(id) }):
 		return Delivery{}, fmt.Errorf("%w: no IDs, or one out of range", ErrInvalid)
-	case job.After < 0 || job.Until < 0 || job.Until == top || job.Until != 0 && job.Until < job.After:
+	case job.After < 0 || job.After == top || job.Until < 0 || job.Until == top || job.Until != 0 && job.Until < job.After:
 		return Delivery{}, fmt.Errorf("%w: followers above %d up to %d", ErrInvalid, job.After, job.Until)
 	}
 	if job.After == 0 && o.cfg.Outboxes != nil {
@@ -322,9 +325,10 @@ func (o *Fanout) page(ctx context.Context, job Job, after int64) followerPage {
 // Switch takes an author from one route to another, [RoutePush] or
 // [RoutePull], so that no page loses an ID or shows one twice: there is a time
 // in between in which both are done. Towards RoutePull it waits for RouteAge,
-// until every reader knows. Towards RoutePush it delivers all that was skipped.
-// It is safe to repeat, and to be repeated after an error or a crash, also in
-// the other direction. One Switch of an author may run at a time.
+// until every reader knows. Towards RoutePush it delivers all that was skipped,
+// 1,000 IDs at a time to each follower, within the call; an error or a crash
+// starts that anew. It is safe to repeat, also in the other direction. One
+// Switch of an author may run at a time.
 func (o *Fanout) Switch(ctx context.Context, author int64, to Route) error {
 	if err := o.change(ctx, author, to); err != nil {
 		return fmt.Errorf("feedcache: switch author %d to %v: %w", author, to, err)

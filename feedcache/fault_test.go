@@ -99,7 +99,7 @@ func TestPageIsRightWhateverRedisDoes(t *testing.T) {
 	} {
 		err := call()
 		require.ErrorContains(t, err, "feedcache: "+what+" feed:1: ")
-		failed, ok := errors.AsType[*feedcache.PushError](err)
+		failed, ok := errors.AsType[*feedcache.UnreachedError](err)
 		require.True(t, ok, what)
 		require.Equal(t, []int64{1}, failed.Owners, what)
 	}
@@ -362,7 +362,7 @@ func TestPushThatFailsHalfWay(t *testing.T) {
 	d, err := feeds.Push(ctx, hanging, 7)
 	require.Equal(t, feedcache.Delivery{Warm: 250, Cold: 250}, d)
 	require.ErrorContains(t, err, "feedcache: push feed:")
-	failed, ok := errors.AsType[*feedcache.PushError](err)
+	failed, ok := errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok, err)
 	slices.Sort(failed.Owners)
 	slices.Reverse(failed.Owners)
@@ -449,4 +449,60 @@ func (p pulls) Skip(_ context.Context, author, _ int64) (bool, error) {
 
 func (p pulls) Set(context.Context, int64, feedcache.Route) (int64, error) {
 	return 0, errors.ErrUnsupported
+}
+
+// Of the pages of a server that hangs one waits; the others leave it alone, and
+// come back to it soon after it does.
+func TestPagesLeaveAServerAloneThatHangs(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	server, rdb := private(t)
+	var src table
+	src.insert(1, 1, 2, 3)
+	feeds := open(t, rdb, src.Source, feedcache.Config{RetryAfter: 300 * time.Millisecond})
+	asked := func() int64 {
+		t.Helper()
+		before := feeds.Stats().SourceReads
+		page, err := feeds.Page(ctx, 1, 0, 5)
+		require.NoError(t, err)
+		require.Equal(t, []int64{3, 2, 1}, page.IDs)
+		return feeds.Stats().SourceReads - before
+	}
+	require.EqualValues(t, 1, asked(), "a fill")
+	require.Zero(t, asked(), "warm")
+
+	require.NoError(t, server.Pause())
+	begin := time.Now()
+	require.EqualValues(t, 1, asked())
+	first := time.Since(begin)
+	require.Greater(t, first, 400*time.Millisecond, "the client's timeout")
+	begin = time.Now()
+	for range 20 {
+		require.EqualValues(t, 1, asked())
+	}
+	require.Less(t, time.Since(begin), first, "twenty take less than one")
+
+	// One page tries again, and the others do not wait with it.
+	time.Sleep(300 * time.Millisecond)
+	tried := make(chan struct{})
+	go func() { defer close(tried); _, _ = feeds.Page(ctx, 1, 0, 5) }()
+	time.Sleep(50 * time.Millisecond)
+	begin = time.Now()
+	require.EqualValues(t, 1, asked())
+	require.Less(t, time.Since(begin), first/2)
+	<-tried
+
+	require.NoError(t, server.Resume())
+	for begin := time.Now(); asked() > 0; time.Sleep(10 * time.Millisecond) {
+		require.Less(t, time.Since(begin), 5*time.Second, "pages do not come back to Redis")
+	}
+
+	// What a server says, and a reader without patience, are no silence.
+	impatient, cancel := context.WithTimeout(ctx, time.Nanosecond)
+	defer cancel()
+	_, err := feeds.Page(impatient, 1, 0, 5)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.NoError(t, rdb.Set(ctx, "feed:1", "not a feed", 0).Err())
+	require.EqualValues(t, 1, asked(), "a fill")
+	require.Zero(t, asked(), "warm")
 }

@@ -10,27 +10,29 @@
 //
 // # Scheme
 //
-// A feed is one Redis list. Its first two elements hold the IDs, sorted and
-// packed; what follows are operations in the order they arrived. All numbers are
-// big-endian.
+// A feed is one Redis list. Its first two elements hold the IDs, packed; what
+// follows are operations in the order they arrived. All numbers are big-endian.
 //
 //	index    0            1                2         3         …
 //	         ┌────────────┬────────────────┬─────────┬─────────┬──
-//	         │ older IDs  │ header, newest │ op      │ op      │ …
-//	         │ 8 B each   │ IDs 8 B each   │ 8 B     │ 8 B     │
+//	         │ older ops, │ header, newest │ op      │ op      │ …
+//	         │ ascending  │ ops, ascending │         │         │
 //	         └────────────┴────────────────┴─────────┴─────────┴──
 //	                       1st page reads from here ─►     ◄─ RPUSHX
 //
 //	header   ┌───────┬───────┬────────────┬───────┬────────────┬────────┬──────────┬──────┐
 //	         │ magic │ state │ generation │ floor │ head floor │ server │ deadline │ mark │
-//	         │ 0xFC  │ B, L  │ random     │       │            │        │ Unix ms  │      │
+//	         │ 0xFC  │ B, L  │ random     │ ID    │ ID         │ hex    │ Unix ms  │ ID   │
 //	         └───────┴───────┴────────────┴───────┴────────────┴────────┴──────────┴──────┘
 //	bytes      1       1       6            8       8            16       8          8
 //
 //	op       ┌───┬─────────────────────────────────────────────────────┐
-//	         │ T │ ID, 63 bits                                         │
+//	8 bytes  │ T │ ID, 63 bits                                         │
 //	         └───┴─────────────────────────────────────────────────────┘
 //	           T = 0: the ID is in the feed; T = 1: the ID was removed
+//
+// State B is a feed that is being filled, L one that is ready. An element of 9
+// bytes, S and an ID, moves the mark: how far the owner has read.
 //
 // The floor is the oldest ID the feed is complete down to, or 0 if the feed has
 // all there is; the head floor is the same of the list without its first
@@ -46,7 +48,7 @@
 //   - A swap is one script. It does nothing unless the generation is the one
 //     the writer saw, keeps every element after those the writer saw, and sets
 //     a new generation. Whoever lost the lease can therefore harm nothing.
-//   - A feed with 100 ops is compacted by a swap: they go into the second
+//   - A feed with 100 ops (Cap/8, if that is less) is compacted by a swap: they go into the second
 //     element, and when that is long the whole feed is written anew, with the
 //     newest [Config].Cap IDs and the floor at the oldest kept.
 //   - The header names the server the feed was filled on, by its replication
@@ -72,15 +74,25 @@
 // [Page].Next shows each ID that is there from the first page to the last
 // exactly once.
 //
-// This asks three things of the caller. Push and Remove come after the commit
-// of the change, and are repeated until they return no error. The Source sees
-// every commit that came before its call: the primary, or a replica known to
-// be that far. What changes the Source's answer in another way (a follow, an
-// unfollow) is followed by Edit or Drop, and for authors who are pulled too.
+// This asks of the caller that the Source sees every commit that came before its
+// call: the primary, or a replica known to be that far. And whatever changes what
+// it answers is followed by a call here, repeated until it returns no error:
+//
+//	change                        after its commit
+//	a post                        Push to all followers, and the author: [Fanout]
+//	a post deleted                Remove, the same way
+//	a follow, an unfollow,        [Feeds.Edit] or Drop of that one feed,
+//	a block, a mute               whether the author is pulled or not
+//	a deleted post is restored    Drop, of each feed that may have had it
+//	read up to an ID              [Feeds.Seen]
+//
+// In the transaction of a post goes the job that pushes it ([Queue]), so that a
+// crash after the commit loses nothing.
 //
 // A failover to a replica that lags, and a restart from an old snapshot, lose
-// nothing: the feeds are filled anew. A page can miss pushes for as long as
-// [Config].FailoverCheck says, and only if the failover took less than that.
+// nothing: the feeds are filled anew. Programs notice it after
+// [Config].FailoverCheck at most. As a failover usually takes longer than that,
+// no page comes from the new server before they do.
 //
 // # Not guaranteed
 //
@@ -89,6 +101,8 @@
 //     record no longer knows when you load the objects of a page, in [Keep].
 //   - The fan-out of a post that began before an unfollow may push it after the
 //     Edit. Check in Keep whom the owner follows.
+//   - A removal is for as long as the feed is warm: a later Push of the same ID
+//     does not bring it back, only an Edit that adds it or a Drop does.
 //   - A push to a cold feed is not stored; the Source has it at the next read.
 //   - A primary that was replaced and does not know it may still take a push,
 //     and lose it. If the feed was filled on the new one before the post was
@@ -99,14 +113,14 @@
 //
 // # Cost
 //
-// A first page of up to 50 IDs of a warm feed is one round trip of 2 KB on
-// average, and 4 µs of the server's time; a page further down carries the whole
-// feed, 8 KB. When half of the TTL has passed, a page takes one more to renew
+// A first page of up to 50 IDs (Cap/16) of a warm feed is one round trip of 2 KB
+// on average, and 4 µs of the server's time; a page further down carries the
+// whole feed, 8 KB. When half of the TTL has passed, a page takes one more to renew
 // it. A page of a cold feed takes three round trips and one call of the Source.
 // A page that goes below the floor adds one call of the Source. A push is one
 // round trip for 500 feeds, of which two run at a time; a compaction adds two
 // for 64 feeds, once in 100 pushes to a feed, and a third when it writes whole
-// feeds. A server that does not know a script, as after a restart, costs one
+// feeds. A script that the server does not know, as after a restart, costs one
 // more. An entry takes 9.3 bytes after a fill and 10.5 on average, with the key
 // and all else counted (BenchmarkPush, feeds of 800, Redis 7.0). A feed nobody
 // reads expires after [Config].TTL, pushes or not. A feed that moved to another
@@ -115,21 +129,32 @@
 // # Failure
 //
 // When Redis cannot be reached, pages come from the Source: right, only slower,
-// and at most [Config].SourceLimit at once. How much slower is up to the client:
-// with its defaults a refused connection takes seconds, with MaxRetries and
-// DialerRetries 1 milliseconds. Give it short timeouts too, and set
-// ContextTimeoutEnabled, without which ctx does not interrupt a command that
-// waits. A value that is not a feed, or is one of a later version, counts as
-// absent and is replaced. Eviction is safe at any time. Push, Remove, Edit and
-// Drop report errors and are safe to repeat.
+// and at most [Config].SourceLimit at once. The page that finds it out waits for
+// the timeouts and retries of the client, and the others leave that server alone
+// for [Config].RetryAfter. With the client's defaults that page waits 3 s for a
+// connection that is refused and 40 s for a server that hangs, and pushes do so
+// each time. For a server nearby this is better, 20 ms and 0.8 s:
+//
+//	redis.NewClient(&redis.Options{
+//		DialTimeout: 200 * time.Millisecond, ReadTimeout: 200 * time.Millisecond,
+//		WriteTimeout: 200 * time.Millisecond, MaxRetries: 1, DialerRetries: 1,
+//		ContextTimeoutEnabled: true, // else ctx does not interrupt a command
+//	})
+//
+// A value that is not a feed, or is one of a later version, counts as absent and
+// is replaced. Eviction is safe at any time. Push, Remove, Edit and Drop report
+// errors and are safe to repeat.
 //
 // A failover makes all feeds of that server cold, and the Source has to fill
 // them as they are read. The replication ID also changes when a primary gets its
 // first replica, or a replica after it had none for repl-backlog-ttl, an hour by
 // default: set that to 0.
 //
-// Redis needs to allow INFO in scripts, as it does by default. Each script and
-// each command uses one key, so Redis Cluster works.
+// Each script and each command uses one key, so Redis Cluster works. They are
+// EVAL, EVALSHA, RPUSHX, LRANGE, UNLINK, and in scripts EXISTS, INFO, LINDEX,
+// LRANGE, LSET, LTRIM, PEXPIRE, RPUSH and UNLINK. Where a user may not run one of
+// them, every page comes from the Source, and [Stats].RedisFailures and
+// [Config].Observe are where it shows: watch one of them.
 //
 // # Source
 //
@@ -178,8 +203,8 @@ type Config struct {
 	Prefix string
 
 	// Cap is the number of IDs a feed keeps when it is written anew, 1 to
-	// 100,000. A page below the first reads the whole feed, so keep it moderate.
-	// Default: 800.
+	// 100,000. A page below the first reads the whole feed, and so does one of
+	// more than Cap/16 IDs: keep it moderate, but not small. Default: 800.
 	Cap int
 
 	// TTL bounds how long a feed outlives its last page: by half of TTL at
@@ -191,11 +216,15 @@ type Config struct {
 	// Default: 10 s.
 	LeaseTTL time.Duration
 
-	// FailoverCheck is how long a page may trust what it knows of a server: that
-	// no failover and no restart has replaced it. Shorter than a failover takes,
-	// it leaves no page wrong; the check itself takes 5 µs of a server's time
-	// for each such span. Default: 1 s.
+	// FailoverCheck is how long it may take until a failover or a restart of a
+	// server is noticed; until then pages can miss its last pushes. The check
+	// takes 5 µs of the server's time, once in that span. It should be shorter
+	// than a failover takes, which then harms no page. Default: 1 s.
 	FailoverCheck time.Duration
+
+	// RetryAfter is how long pages leave a server alone that did not answer, so
+	// that not each of them waits for the timeouts of the client. Default: 1 s.
+	RetryAfter time.Duration
 
 	// SourceLimit is how many calls of the Source run at once; others wait. It is
 	// what the store of record has to bear when Redis is gone. Default: 64.
@@ -222,6 +251,7 @@ type Feeds struct {
 	prefix   string        // of a key, with the colon
 	sources  chan struct{} // holds one for each call of src that runs
 	servers  incarnations
+	breaker  breaker
 	counters counters
 }
 
@@ -243,6 +273,9 @@ func New(rdb redis.UniversalClient, src Source, cfg Config) (*Feeds, error) {
 	}
 	if cfg.FailoverCheck == 0 {
 		cfg.FailoverCheck = time.Second
+	}
+	if cfg.RetryAfter == 0 {
+		cfg.RetryAfter = time.Second
 	}
 	if cfg.SourceLimit == 0 {
 		cfg.SourceLimit = 64
@@ -267,6 +300,8 @@ func New(rdb redis.UniversalClient, src Source, cfg Config) (*Feeds, error) {
 		return nil, fmt.Errorf("feedcache: Config.LeaseTTL is %v: want at least 1 ms", cfg.LeaseTTL)
 	case cfg.FailoverCheck < 0:
 		return nil, fmt.Errorf("feedcache: Config.FailoverCheck is %v: want more than 0", cfg.FailoverCheck)
+	case cfg.RetryAfter < 0:
+		return nil, fmt.Errorf("feedcache: Config.RetryAfter is %v: want more than 0", cfg.RetryAfter)
 	case cfg.SourceLimit < 1:
 		return nil, fmt.Errorf("feedcache: Config.SourceLimit is %d: want at least 1", cfg.SourceLimit)
 	}

@@ -16,8 +16,8 @@ var bounds = func() (b [24]time.Duration) {
 
 // A Histogram counts durations.
 type Histogram struct {
-	// Bounds are the upper bounds of the buckets, ascending. Counts has one more:
-	// what is above the last bound.
+	// Bounds are the upper bounds of the buckets, ascending. Counts, which are not
+	// cumulative, has one more: what is above the last bound.
 	Bounds []time.Duration
 	Counts []int64
 

@@ -39,8 +39,8 @@ func (r Route) String() string {
 // It must be as durable as the posts.
 type Routes interface {
 	// Pulled returns the authors the owner follows whose route is not
-	// RoutePush. Each page asks, so it may answer from a copy, which is at most
-	// FanoutConfig.RouteAge old.
+	// RoutePush; as in [Followers], the owner may be one of them. Each page asks,
+	// so it may answer from a copy, which is at most FanoutConfig.RouteAge old.
 	Pulled(ctx context.Context, owner int64) ([]int64, error)
 
 	// Skip reports whether the author's route is RoutePull, and in the same
@@ -58,10 +58,10 @@ type Routes interface {
 // are not pushed, since they have too many followers. It is safe for concurrent
 // use.
 //
-// A single pair of author and follower can be pulled too: [Followers] leave the
-// follower out and Pulled has the author. Towards a pull Pulled changes first;
-// away from it Followers do, then an [Feeds.Edit] adds the author's IDs to the
-// follower's feed, then Pulled changes.
+// A single follower can pull an author whom others get pushed. [Followers] then
+// leave this follower out, and Pulled has the author. To begin with that, change
+// Pulled first. To end it, change Followers first, then add the author's IDs by
+// [Feeds.Edit], then change Pulled.
 type Hybrid struct {
 	feeds, outboxes *Feeds
 	routes          Routes
@@ -83,9 +83,9 @@ func NewHybrid(feeds, outboxes *Feeds, routes Routes) (*Hybrid, error) {
 	return &Hybrid{feeds, outboxes, routes}, nil
 }
 
-// Page is [Feeds.Page] of the merged feed. Pulled authors cost no further round
-// trip, but each of them some 2 KB; those whose outboxes are cold, a call of
-// the outboxes' Source.
+// Page is [Feeds.Page] of the merged feed. The outboxes are read in one further
+// round trip at the same time, 2 KB for each pulled author; one that is cold
+// costs a call of the outboxes' Source.
 func (h *Hybrid) Page(ctx context.Context, owner, before int64, n int) (Page, error) {
 	return h.PageKeep(ctx, owner, before, n, nil)
 }

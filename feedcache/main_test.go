@@ -90,6 +90,9 @@ func (s *table) took() []int {
 
 func open(t testing.TB, rdb redis.UniversalClient, src feedcache.Source, cfg feedcache.Config) *feedcache.Feeds {
 	t.Helper()
+	if cfg.RetryAfter == 0 {
+		cfg.RetryAfter = 1 // most tests break a server and want it back at once
+	}
 	feeds, err := feedcache.New(rdb, src, cfg)
 	require.NoError(t, err)
 	return feeds

@@ -238,7 +238,7 @@ func TestPageWhenTheSourceFails(t *testing.T) {
 
 	_, err := feeds.Page(ctx, 1, 0, 3)
 	require.ErrorIs(t, err, errDown)
-	require.EqualError(t, err, "feedcache: page feed:1: database is down")
+	require.EqualError(t, err, "feedcache: page feed:1: source: database is down")
 	require.Zero(t, rdb.Exists(t.Context(), "feed:1").Val(), "the lease is given back")
 
 	fail = func() error { cancel(); return ctx.Err() }
@@ -258,7 +258,7 @@ func TestPageWhenTheSourceFails(t *testing.T) {
 	_, err = feeds.Page(t.Context(), 1, 0, 1)
 	require.NoError(t, err, "a warm page does without")
 	_, err = feeds.Page(t.Context(), 1, 0, 2)
-	require.EqualError(t, err, "feedcache: page feed:1: database is down", "below the floor it cannot")
+	require.EqualError(t, err, "feedcache: page feed:1: source: database is down", "below the floor it cannot")
 	require.EqualValues(t, 1, rdb.Exists(t.Context(), "feed:1").Val(), "and the feed stays")
 }
 

@@ -15,7 +15,7 @@ type Author struct {
 
 // A Viewer is what a [Policy] may know of who reads them.
 type Viewer struct {
-	PagesPerDay float64 // 0: not known
+	PagesPerDay float64 // 0: not known, and only the number of followers counts
 }
 
 // Costs is the usual [Policy]. It pulls an author of many followers, and else

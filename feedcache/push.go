@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
@@ -43,9 +42,10 @@ type Delivery struct {
 // Push adds the IDs to the feeds of the owners that are warm. Order does not
 // matter, and repeating a Push changes nothing, so it is safe to repeat one
 // that failed, and needed: a warm feed that misses a push has a hole. At an
-// error it stops, and returns a [*PushError] that names the owners it could not
-// reach, of those it has tried; the Delivery counts those it has reached. An
-// owner who is an [ErrInvalid] stops it too, after those before.
+// error it stops, and returns an [*UnreachedError] that names the owners it could not
+// reach, of those it has tried; the Delivery counts those it has reached. It
+// also stops at an owner out of range, with an [ErrInvalid], when those before
+// have got the IDs.
 func (f *Feeds) Push(ctx context.Context, owners iter.Seq[int64], ids ...int64) (Delivery, error) {
 	return f.deliver(ctx, opPush, owners, ids, 0)
 }
@@ -145,7 +145,7 @@ func (p *parcel) result(f *Feeds) error {
 	if p.err == nil {
 		return nil
 	}
-	return fmt.Errorf("feedcache: %s %s: %w", p.op, f.key(p.missed[0]), &PushError{Owners: p.missed, Err: p.err})
+	return fmt.Errorf("feedcache: %s %s: %w", p.op, f.key(p.missed[0]), &UnreachedError{Owners: p.missed, Err: p.err})
 }
 
 // send delivers the parcel to one window of owners.
@@ -267,7 +267,7 @@ func (f *Feeds) Drop(ctx context.Context, owners ...int64) error {
 	return nil
 }
 
-func (f *Feeds) dropped(ctx context.Context, owners []int64) *PushError {
+func (f *Feeds) dropped(ctx context.Context, owners []int64) *UnreachedError {
 	keys := make([]string, len(owners))
 	for i, owner := range owners {
 		keys[i] = f.key(owner)
@@ -276,17 +276,17 @@ func (f *Feeds) dropped(ctx context.Context, owners []int64) *PushError {
 	if err == nil {
 		return nil
 	}
-	e := &PushError{Err: err}
+	e := &UnreachedError{Err: err}
 	for _, i := range failed {
 		e.Owners = append(e.Owners, owners[i])
 	}
 	return e
 }
 
-// A PushError says which feeds a Push, a Remove, a Drop, an Edit or a mark could
-// not reach. It is wrapped. To repeat the call for these owners is safe, and
-// needed: until then their feeds may lack it.
-type PushError struct {
+// An UnreachedError says which feeds a Push, a Remove, a Drop, an Edit or a mark
+// could not reach. It is wrapped. To repeat the call for these owners is safe,
+// and needed: until then their feeds may lack it.
+type UnreachedError struct {
 	// Owners are those that were tried. A Push of more has tried no others.
 	Owners []int64
 
@@ -294,12 +294,16 @@ type PushError struct {
 	Err error
 }
 
-func (e *PushError) Error() string {
-	if len(e.Owners) < 2 {
+func (e *UnreachedError) Error() string {
+	switch n := len(e.Owners) - 1; n {
+	case 0:
 		return e.Err.Error()
+	case 1:
+		return fmt.Sprintf("%v (and 1 more feed)", e.Err)
+	default:
+		return fmt.Sprintf("%v (and %d more feeds)", e.Err, n)
 	}
-	return strings.Join([]string{e.Err.Error(), fmt.Sprintf("(and %d more feeds)", len(e.Owners)-1)}, " ")
 }
 
 // Unwrap returns Err.
-func (e *PushError) Unwrap() error { return e.Err }
+func (e *UnreachedError) Unwrap() error { return e.Err }

@@ -384,7 +384,7 @@ func reaching(owners []int64, at int, feeds *feedcache.Feeds, do func()) func(fu
 
 // A server that refuses some of the commands: the error names exactly the
 // owners who missed something.
-func TestPushErrorNamesTheOwners(t *testing.T) {
+func TestUnreachedErrorNamesTheOwners(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	admin := ownRedis(t)
@@ -403,7 +403,7 @@ func TestPushErrorNamesTheOwners(t *testing.T) {
 	require.Equal(t, feedcache.Delivery{Warm: 2, Cold: 1}, d)
 	require.ErrorContains(t, err, "feedcache: push feed:1: NOPERM")
 	require.ErrorContains(t, err, "(and 2 more feeds)")
-	missed, ok := errors.AsType[*feedcache.PushError](err)
+	missed, ok := errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok)
 	require.Equal(t, []int64{1, 3, 5}, missed.Owners)
 	d, err = all.Push(ctx, slices.Values(missed.Owners), 10)
@@ -425,7 +425,7 @@ func TestPushErrorNamesTheOwners(t *testing.T) {
 			}
 		}
 	}, 11)
-	missed, ok = errors.AsType[*feedcache.PushError](err)
+	missed, ok = errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok)
 	require.ErrorContains(t, err, "feedcache: push feed:5: NOPERM")
 	require.Equal(t, []int64{5, 7}, missed.Owners)
@@ -437,7 +437,7 @@ func TestPushErrorNamesTheOwners(t *testing.T) {
 	d, err = feeds.Push(ctx, slices.Values([]int64{5, 2, 0, 4}), 12)
 	require.Equal(t, feedcache.Delivery{Warm: 1}, d)
 	require.ErrorIs(t, err, feedcache.ErrInvalid)
-	missed, ok = errors.AsType[*feedcache.PushError](err)
+	missed, ok = errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok)
 	require.Equal(t, []int64{5}, missed.Owners)
 
@@ -446,15 +446,15 @@ func TestPushErrorNamesTheOwners(t *testing.T) {
 	require.ErrorContains(t, err, "feedcache: remove feed:3: NOPERM")
 	err = feeds.Drop(ctx, 2, 3, 5, 4)
 	require.ErrorContains(t, err, "feedcache: drop feed:3: NOPERM")
-	missed, ok = errors.AsType[*feedcache.PushError](err)
+	missed, ok = errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok)
 	require.Equal(t, []int64{3, 5}, missed.Owners)
 	require.EqualValues(t, 2, admin.DBSize(ctx).Val(), "the others are dropped")
 	err = feeds.Edit(ctx, 3, func(ids []int64) ([]int64, error) { return ids, nil })
-	missed, ok = errors.AsType[*feedcache.PushError](err)
+	missed, ok = errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok)
 	require.Equal(t, []int64{3}, missed.Owners)
-	missed, ok = errors.AsType[*feedcache.PushError](feeds.Seen(ctx, 3, 1))
+	missed, ok = errors.AsType[*feedcache.UnreachedError](feeds.Seen(ctx, 3, 1))
 	require.True(t, ok)
 	require.Equal(t, []int64{3}, missed.Owners)
 }
@@ -469,7 +469,7 @@ func TestPushWhoseContextEnds(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 	require.ErrorContains(t, err, "feedcache: push feed:")
 	require.Equal(t, feedcache.Delivery{Cold: 500}, d)
-	missed, ok := errors.AsType[*feedcache.PushError](err)
+	missed, ok := errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok)
 	tried := slices.Sorted(slices.Values(missed.Owners))
 	slices.Reverse(tried)
@@ -484,7 +484,7 @@ func TestPushWhoseContextEnds(t *testing.T) {
 		"edit":   feeds.Edit(ctx, 1, nil),
 	} {
 		require.ErrorIs(t, err, context.Canceled, name)
-		missed, ok := errors.AsType[*feedcache.PushError](err)
+		missed, ok := errors.AsType[*feedcache.UnreachedError](err)
 		require.True(t, ok, name)
 		require.Equal(t, []int64{1}, missed.Owners, name)
 	}

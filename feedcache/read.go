@@ -40,7 +40,7 @@ func (f *Feeds) glance(ctx context.Context, owners []int64, whole bool) []glance
 	}
 	var (
 		pipe    = f.rdb.Pipeline()
-		lists   = make([]*redis.StringSliceCmd, len(owners))
+		lists   = make([]*redis.StringSliceCmd, len(owners)) // nil for a server that is left alone
 		addrs   = make([]string, len(owners))
 		calls   []call
 		asked   []string
@@ -50,6 +50,9 @@ func (f *Feeds) glance(ctx context.Context, owners []int64, whole bool) []glance
 	for i, owner := range owners {
 		key := f.key(owner)
 		addrs[i] = f.addr(ctx, key)
+		if f.breaker.open(addrs[i], f.cfg.RetryAfter) {
+			continue
+		}
 		if _, ok := f.servers.fresh(addrs[i], f.cfg.FailoverCheck); !ok && (i == 0 || addrs[i] != addrs[i-1]) {
 			calls, asked = append(calls, call{key: key}), append(asked, addrs[i])
 			answers = append(answers, serverScript.EvalSha(ctx, pipe, []string{key}))
@@ -67,7 +70,12 @@ func (f *Feeds) glance(ctx context.Context, owners []int64, whole bool) []glance
 	found := make([]glance, len(owners))
 	var doubts []int
 	for i, cmd := range lists {
+		if cmd == nil {
+			f.note(Event{Kind: RedisFailure, Owner: owners[i], Err: errAway})
+			continue
+		}
 		list, err := cmd.Result()
+		f.breaker.note(addrs[i], begin, because(ctx, err), f.cfg.RetryAfter)
 		if isFailure(err) {
 			f.note(Event{Kind: RedisFailure, Owner: owners[i], Err: because(ctx, err)})
 			continue
@@ -105,7 +113,7 @@ func (f *Feeds) verify(ctx context.Context, owners []int64, addrs []string, foun
 		switch {
 		case err != nil:
 			found[i] = glance{}
-			f.note(Event{Kind: RedisFailure, Owner: owners[i], Err: because(ctx, err)})
+			f.note(Event{Kind: RedisFailure, Owner: owners[i], Err: fmt.Errorf("asking the server for its replication ID: %w", because(ctx, err))})
 		case server != found[i].view.server:
 			found[i].is = cold
 			fallthrough
@@ -187,7 +195,7 @@ func (f *Feeds) lease(ctx context.Context, owner int64, tag string) (glance, err
 		return glance{is: leased}, nil
 	}
 	if err != nil {
-		f.note(Event{Kind: RedisFailure, Owner: owner, Err: because(ctx, err)})
+		f.note(Event{Kind: RedisFailure, Owner: owner, Err: fmt.Errorf("taking a lease: %w", because(ctx, err))})
 		return glance{view: nothing}, nil
 	}
 	h.server = server
@@ -208,7 +216,7 @@ func (f *Feeds) fill(ctx context.Context, owner int64, h header) (view, error) {
 	done := f.run(ctx, swapScript, []call{f.swap(f.key(owner), v, f.cfg.TTL)})[0]
 	switch n, err := done.Int(); {
 	case err != nil: // no room, as a rule
-		f.note(Event{Kind: RedisFailure, Owner: owner, Err: because(ctx, err)})
+		f.note(Event{Kind: RedisFailure, Owner: owner, Err: fmt.Errorf("storing a feed: %w", because(ctx, err))})
 		f.giveBack(ctx, owner)
 	case n == 1:
 		f.note(Event{Kind: Rebuild, Owner: owner, N: len(v.entries), Took: time.Since(begin)})
@@ -259,7 +267,7 @@ func (f *Feeds) source(ctx context.Context, owner, before int64, n int) ([]int64
 	ids, err := f.src(ctx, owner, before, n)
 	f.note(Event{Kind: SourceRead, Owner: owner, N: len(ids), Took: time.Since(begin), Err: err})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("source: %w", err)
 	}
 	if len(ids) > n {
 		return nil, fmt.Errorf("source returned %d IDs, want at most %d", len(ids), n)

@@ -439,7 +439,7 @@ func TestRedisThatRefusesWrites(t *testing.T) {
 	d, err := feeds.Push(ctx, slices.Values([]int64{1, 4}), 101)
 	require.Zero(t, d)
 	require.ErrorContains(t, err, "feedcache: push feed:1: OOM")
-	missed, ok := errors.AsType[*feedcache.PushError](err)
+	missed, ok := errors.AsType[*feedcache.UnreachedError](err)
 	require.True(t, ok)
 	require.Equal(t, []int64{1, 4}, missed.Owners)
 	err = feeds.Edit(ctx, 1, func(ids []int64) ([]int64, error) { return ids[1:], nil })

@@ -142,6 +142,9 @@ func ended(ctx context.Context) error {
 // because makes the end of ctx part of err: a driver that is cut short may
 // report a plain I/O timeout.
 func because(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
 	if cause := ended(ctx); cause != nil && !errors.Is(err, cause) {
 		return fmt.Errorf("%w: %w", cause, err)
 	}

@@ -33,8 +33,9 @@ func (f *Feeds) Seen(ctx context.Context, owner, upTo int64) error {
 }
 
 // Unseen counts what is above the owner's mark, whether a [Keep] would let it
-// through or not. It costs what a first page does. Without Redis it counts what
-// the Source has, up to [Config].Cap.
+// through or not. It costs what a first page does, and what a page further down
+// does if the mark is below the newest 100 IDs (Cap/8). Without Redis it counts
+// what the Source has, up to [Config].Cap.
 func (f *Feeds) Unseen(ctx context.Context, owner int64) (Unseen, error) {
 	return f.unseen(ctx, owner, func(whole bool) (view, error) { return f.feed(ctx, owner, whole) })
 }

@@ -1,6 +1,7 @@
 package feedcache
 
 import (
+	"fmt"
 	"sync/atomic"
 	"time"
 )
@@ -40,6 +41,16 @@ const (
 
 	kinds int = iota
 )
+
+// String returns the kind in lower case, as a label of a metric.
+func (k EventKind) String() string {
+	if k < 0 || int(k) >= kinds {
+		return fmt.Sprintf("EventKind(%d)", int(k))
+	}
+	return [...]string{
+		"delivered", "skipped_cold", "rebuild", "compaction", "edited", "wait", "source_read", "short_page", "redis_failure",
+	}[k]
+}
 
 // An Event is what [Config].Observe is told.
 type Event struct {

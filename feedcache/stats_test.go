@@ -201,3 +201,16 @@ func TestEventsOfFailures(t *testing.T) {
 	require.Empty(t, log.took(), "a push returns its failure")
 	require.Equal(t, feedcache.Stats{SourceReads: 2, SourceErrors: 1, RedisFailures: 2}, feeds.Stats())
 }
+
+func TestEventKindsHaveNames(t *testing.T) {
+	t.Parallel()
+	names := map[string]bool{}
+	for k := feedcache.Delivered; k <= feedcache.RedisFailure; k++ {
+		require.NotEmpty(t, k.String())
+		names[k.String()] = true
+	}
+	require.Len(t, names, int(feedcache.RedisFailure)+1)
+	require.Equal(t, "skipped_cold", feedcache.SkippedCold.String())
+	require.Equal(t, "EventKind(9)", (feedcache.RedisFailure + 1).String())
+	require.Equal(t, "EventKind(-1)", feedcache.EventKind(-1).String())
+}
