@@ -3,6 +3,7 @@ package feedcache
 import (
 	"context"
 	"errors"
+	"net"
 	"sync"
 	"time"
 
@@ -53,8 +54,19 @@ func (b *breaker) note(addr string, begin time.Time, err error, pause time.Durat
 		delete(b.until, addr) // it answers
 		return
 	}
-	if errors.Is(err, redis.ErrPoolTimeout) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) && time.Since(begin) < hung {
-		return // of the client's or the caller's making
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) && time.Since(begin) < hung {
+		return // the caller's doing
+	}
+	// A connection that was cut is no silence: the next one may do.
+	timeout, dial := false, false
+	if e, ok := errors.AsType[net.Error](err); ok {
+		timeout = e.Timeout()
+	}
+	if e, ok := errors.AsType[*net.OpError](err); ok {
+		dial = e.Op == "dial"
+	}
+	if !timeout && !dial {
+		return
 	}
 	if b.until == nil {
 		b.until = make(map[string]time.Time)

@@ -44,7 +44,8 @@
 //   - A reader that finds no feed takes a lease by writing a header in state B.
 //     From then on pushes land behind it. Only then does it read the [Source],
 //     and it puts what it read before the pushes: a swap. Other readers wait for
-//     it 155 ms at most, then read the Source and store nothing.
+//     it; those in other processes 155 ms at most, then they read the Source and
+//     store nothing.
 //   - A swap is one script. It does nothing unless the generation is the one
 //     the writer saw, keeps every element after those the writer saw, and sets
 //     a new generation. Whoever lost the lease can therefore harm nothing.
@@ -226,8 +227,9 @@ type Config struct {
 	// that not each of them waits for the timeouts of the client. Default: 1 s.
 	RetryAfter time.Duration
 
-	// SourceLimit is how many calls of the Source run at once; others wait. It is
-	// what the store of record has to bear when Redis is gone. Default: 64.
+	// SourceLimit is how many readers ask the Source, and for the Mark, at once;
+	// others wait. It is what the store of record has to bear of each process
+	// when Redis is gone or empty. Default: 64.
 	SourceLimit int
 
 	// Mark reads the ID up to which the owner has read from the store of record,
@@ -249,9 +251,10 @@ type Feeds struct {
 	src      Source
 	cfg      Config
 	prefix   string        // of a key, with the colon
-	sources  chan struct{} // holds one for each call of src that runs
+	sources  chan struct{} // holds one for each reader who asks src
 	servers  incarnations
 	breaker  breaker
+	fills    fills
 	counters counters
 }
 

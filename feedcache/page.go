@@ -134,6 +134,11 @@ func (r *reader) below(ctx context.Context, before int64, n int) (Page, error) {
 	// Continue at the bottom, not at the last ID: the view knows all that is
 	// left between the two, which is nothing.
 	n -= len(ids)
+	leave, err := r.f.enter(ctx)
+	if err != nil {
+		return Page{}, err
+	}
+	defer leave()
 	rest, err := r.f.source(ctx, r.owner, min(before, r.view.bottom), n+1)
 	if err != nil {
 		return Page{}, err

@@ -2,8 +2,8 @@ package feedcache
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -50,7 +50,8 @@ func (f *Feeds) glance(ctx context.Context, owners []int64, whole bool) []glance
 	for i, owner := range owners {
 		key := f.key(owner)
 		addrs[i] = f.addr(ctx, key)
-		if f.breaker.open(addrs[i], f.cfg.RetryAfter) {
+		if j := slices.Index(addrs[:i], addrs[i]); j >= 0 && lists[j] == nil ||
+			j < 0 && f.breaker.open(addrs[i], f.cfg.RetryAfter) {
 			continue
 		}
 		if _, ok := f.servers.fresh(addrs[i], f.cfg.FailoverCheck); !ok && (i == 0 || addrs[i] != addrs[i-1]) {
@@ -130,9 +131,11 @@ func (f *Feeds) feed(ctx context.Context, owner int64, whole bool) (view, error)
 	return f.settle(ctx, owner, whole, f.glance(ctx, []int64{owner}, whole)[0])
 }
 
-// settle is feed, after a first glance.
+// settle is feed, after a first glance. It waits for another reader's fill: to
+// its end, if that is in this process, and else for 155 ms.
 func (f *Feeds) settle(ctx context.Context, owner int64, whole bool, g glance) (view, error) {
-	for wait := firstWait; ; wait *= 2 {
+	joined, wait := false, firstWait
+	for {
 		switch g.is {
 		case away:
 			return nothing, nil
@@ -148,14 +151,34 @@ func (f *Feeds) settle(ctx context.Context, owner int64, whole bool, g glance) (
 				return g.view, nil
 			}
 		}
-		if wait > lastWait {
+		last := false
+		switch done := f.fills.done(owner); {
+		case done != nil && !joined:
+			f.note(Event{Kind: Wait, Owner: owner})
+			joined = true // once: of a Source that fails each has its own try
+			select {
+			case <-done:
+			case <-ctx.Done():
+			}
+		case wait <= lastWait:
+			f.note(Event{Kind: Wait, Owner: owner})
+			sleep(ctx, wait)
+			wait *= 2
+		default:
+			// The feed may be there by the time the Source has room.
+			leave, err := f.enter(ctx)
+			if err != nil {
+				return view{}, err
+			}
+			leave()
+			last = true
+		}
+		if err := ended(ctx); err != nil {
+			return view{}, err
+		}
+		if g = f.glance(ctx, []int64{owner}, whole)[0]; last && g.is != warm {
 			return nothing, nil
 		}
-		f.note(Event{Kind: Wait, Owner: owner})
-		if !sleep(ctx, wait) {
-			return nothing, nil
-		}
-		g = f.glance(ctx, []int64{owner}, whole)[0]
 	}
 }
 
@@ -184,104 +207,7 @@ func (f *Feeds) fit(v view) view {
 	return v
 }
 
-// lease tries to become the one reader who fills the owner's feed, in the place
-// of what has this tag.
-func (f *Feeds) lease(ctx context.Context, owner int64, tag string) (glance, error) {
-	h := header{tag: newTag(building)}
-	before, after := h.encode()
-	won := f.run(ctx, leaseScript, []call{{f.key(owner), []any{tag, before, after, f.cfg.LeaseTTL.Milliseconds()}}})[0]
-	server, err := won.Text()
-	if errors.Is(err, redis.Nil) {
-		return glance{is: leased}, nil
-	}
-	if err != nil {
-		f.note(Event{Kind: RedisFailure, Owner: owner, Err: fmt.Errorf("taking a lease: %w", because(ctx, err))})
-		return glance{view: nothing}, nil
-	}
-	h.server = server
-	v, err := f.fill(ctx, owner, h)
-	return glance{v, warm}, err
-}
-
-// fill reads the Source under a lease and stores the result, unless the lease
-// has run out. The result is right in either case.
-func (f *Feeds) fill(ctx context.Context, owner int64, h header) (view, error) {
-	begin := time.Now()
-	v, err := f.rebuilt(ctx, owner)
-	if err != nil {
-		f.giveBack(ctx, owner)
-		return view{}, err
-	}
-	v.tag, v.server, v.seenLen = h.tag, h.server, 2
-	done := f.run(ctx, swapScript, []call{f.swap(f.key(owner), v, f.cfg.TTL)})[0]
-	switch n, err := done.Int(); {
-	case err != nil: // no room, as a rule
-		f.note(Event{Kind: RedisFailure, Owner: owner, Err: fmt.Errorf("storing a feed: %w", because(ctx, err))})
-		f.giveBack(ctx, owner)
-	case n == 1:
-		f.note(Event{Kind: Rebuild, Owner: owner, N: len(v.entries), Took: time.Since(begin)})
-	}
-	return v, nil
-}
-
-// giveBack ends a lease for the next reader, even if ctx has ended. To the feed
-// of a later lease it does what an eviction does.
-func (f *Feeds) giveBack(ctx context.Context, owner int64) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 100*time.Millisecond)
-	defer cancel()
-	_, _ = f.unlink(ctx, []string{f.key(owner)})
-}
-
-// rebuilt is a feed as the store of record knows it.
-func (f *Feeds) rebuilt(ctx context.Context, owner int64) (view, error) {
-	ids, err := f.source(ctx, owner, top, f.cfg.Cap)
-	if err != nil {
-		return view{}, err
-	}
-	v := fromSource(ids, f.cfg.Cap)
-	if f.cfg.Mark != nil {
-		if v.seen, err = f.cfg.Mark(ctx, owner); err != nil {
-			return view{}, fmt.Errorf("mark: %w", err)
-		}
-		if v.seen < 0 || v.seen == top {
-			return view{}, errors.New("mark: ID out of range")
-		}
-	}
-	return v, nil
-}
-
-// source calls the Source, of which a limited number run at once, and checks
-// what it promises, as a feed of anything else would be wrong for as long as
-// it lives.
-func (f *Feeds) source(ctx context.Context, owner, before int64, n int) ([]int64, error) {
-	if err := ended(ctx); err != nil {
-		return nil, err
-	}
-	select {
-	case f.sources <- struct{}{}:
-		defer func() { <-f.sources }()
-	case <-ctx.Done():
-		return nil, fmt.Errorf("waiting for one of %d calls of the source to end: %w", cap(f.sources), ctx.Err())
-	}
-	begin := time.Now()
-	ids, err := f.src(ctx, owner, before, n)
-	f.note(Event{Kind: SourceRead, Owner: owner, N: len(ids), Took: time.Since(begin), Err: err})
-	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
-	}
-	if len(ids) > n {
-		return nil, fmt.Errorf("source returned %d IDs, want at most %d", len(ids), n)
-	}
-	for i, id := range ids {
-		if id < 1 || id >= before {
-			return nil, fmt.Errorf("source returned an ID out of order at index %d", i)
-		}
-		before = id
-	}
-	return ids, nil
-}
-
-// sleep waits for d and reports whether ctx lasted as long.
+// sleep waits for d, or until ctx ends, and reports whether ctx lasted as long.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

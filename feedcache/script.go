@@ -11,9 +11,12 @@ import (
 
 // serverLua is the incarnation of the server a script runs on: the first half
 // of its replication ID, which a server draws when it starts and when it
-// becomes a primary. Servers without one get zeros.
+// becomes a primary. Zeros are for those without one, and for replicas, which
+// have that of their primary and may lag.
 const serverLua = `
-local server = string.sub(string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or '', 1, 16)
+local info = redis.call('INFO', 'replication')
+local server = string.find(info, 'role:master', 1, true) and string.match(info, 'master_replid:(%x+)') or ''
+server = string.sub(server, 1, 16)
 server = server .. string.rep('0', 16 - #server)
 `
 
@@ -22,12 +25,14 @@ var serverScript = redis.NewScript(serverLua + `return server`)
 
 // leaseScript puts a feed in state B at a key that is free, or holds something
 // else than a feed, or the feed that starts with ARGV[1]. It returns the
-// incarnation of the server, or nothing if somebody else has been faster.
+// incarnation of the server, or nothing if somebody else has been faster. It
+// may be repeated, as the client does after an answer that was lost.
 // ARGV[2] and ARGV[3] are the header before and after the incarnation, ARGV[4]
 // is the TTL in milliseconds. On a server without room the RPUSH is refused only
 // if nothing was written before it.
 var leaseScript = redis.NewScript(`
 local h = redis.pcall('LINDEX', KEYS[1], 1)
+if type(h) == 'string' and string.sub(h, 1, 8) == string.sub(ARGV[2], 1, 8) then return string.sub(h, 25, 40) end
 if type(h) == 'string' and string.find(h, '^\252[BL]') and string.sub(h, 1, 8) ~= ARGV[1] then return false end
 ` + serverLua + `
 if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('UNLINK', KEYS[1]) end

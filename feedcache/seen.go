@@ -49,7 +49,11 @@ func (f *Feeds) unseen(ctx context.Context, owner int64, load func(whole bool) (
 		v, err = load(true)
 	}
 	if err == nil && v.bottom == top {
-		v, err = f.rebuilt(ctx, owner)
+		var leave func()
+		if leave, err = f.enter(ctx); err == nil {
+			v, err = f.rebuilt(ctx, owner)
+			leave()
+		}
 	}
 	if err != nil {
 		return Unseen{}, fmt.Errorf("feedcache: unseen %s: %w", f.key(owner), err)

@@ -68,7 +68,7 @@ type Stats struct {
 	Rebuilds      int64 // cold feeds that were filled
 	Compactions   int64 // feeds rewritten because they had many operations
 	Edits         int64 // feeds changed by Edit
-	Waits         int64 // waits for another reader's fill, up to five for a page
+	Waits         int64 // waits for another reader's fill, up to six for a page
 	SourceReads   int64 // calls of the Source, for fills and below the floor
 	SourceErrors  int64 // calls of the Source that failed
 	ShortPages    int64 // pages that Keep left short
