@@ -68,3 +68,10 @@ func HistogramOf(durations ...time.Duration) Histogram {
 	}
 	return h.snapshot()
 }
+
+type Breaker = breaker
+
+func (b *breaker) Open(addr string, pause time.Duration) bool { return b.open(addr, pause) }
+func (b *breaker) Note(addr string, begin time.Time, err error, pause time.Duration) {
+	b.note(addr, begin, err, pause)
+}
