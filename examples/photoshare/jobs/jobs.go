@@ -29,15 +29,16 @@
 // # Guarantees
 //
 // A job is there if and only if its transaction committed. It is run at least
-// once, for as long as it fails, and by one worker at a time unless that one
-// does not stop when its time is over. What it saved as its cursor it is given
+// once, for as long as it returns errors other than feedcache.ErrInvalid, and by
+// one worker at a time unless that one does not stop when its time is over. What it saved as its cursor it is given
 // as Job.After the next time, also after a SIGKILL. A job that is equal to one
 // that is there, or was done within the hour, is not stored a second time.
 //
 // # Non-guarantees
 //
 // Jobs are run in no particular order. A node that the cluster gets after Open
-// has no queue until the next Open.
+// has no queue until the next Open, so what enqueues there fails. A job whose
+// worker panics or is killed 32,767 times is given up.
 //
 // # Cost
 //
@@ -189,7 +190,8 @@ func open(ctx context.Context, dsn string, cfg Config) (_ *node, err error) {
 		Workers: workers,
 		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: cfg.Workers, FetchCooldown: 20 * time.Millisecond}},
 		Logger:  log,
-		// A photo must reach its followers some day, so no job is given up.
+		// A photo must reach its followers some day. What fails does not count
+		// here, only what crashes.
 		MaxAttempts:                 math.MaxInt16,
 		RetryPolicy:                 backoff{},
 		JobTimeout:                  cfg.Timeout,
@@ -303,20 +305,39 @@ func (n *node) Work(ctx context.Context, row *river.Job[args]) error {
 	}
 	// River would store the cursor when the job ends, which a program that is
 	// killed never sees.
-	return n.run(ctx, job, func(ctx context.Context, cursor int64) error {
+	err := n.run(ctx, job, func(ctx context.Context, cursor int64) error {
 		_, err := n.client.JobUpdate(ctx, row.ID, &river.JobUpdateParams{Output: cursor})
 		return err
 	})
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, feedcache.ErrInvalid):
+		return river.JobCancel(err) // it never will work
+	}
+	// An error would stay in the row with all those before it, and count as one
+	// of a limited number of attempts.
+	var tries struct {
+		Snoozes int `json:"snoozes"`
+	}
+	if err := json.Unmarshal(row.Metadata, &tries); err != nil {
+		return err
+	}
+	return river.JobSnooze(wait(tries.Snoozes))
 }
 
-// backoff tries again soon at first: a Redis that restarts is away for a second
-// or two.
+// wait is the time until a job is run again. It is short at first: a Redis that
+// restarts is away for a second or two.
+func wait(tries int) time.Duration {
+	return min(250*time.Millisecond<<min(tries, 6), 15*time.Second)
+}
+
+// backoff is for jobs whose worker crashed.
 type backoff struct{}
 
 // NextRetry returns when a job that failed is run again.
 func (backoff) NextRetry(job *rivertype.JobRow) time.Time {
-	wait := 250 * time.Millisecond << min(len(job.Errors), 6)
-	return time.Now().Add(min(wait, 15*time.Second))
+	return time.Now().Add(wait(len(job.Errors)))
 }
 
 // warnings passes on what River logs from warnings on. Below that it tells of

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -268,4 +269,40 @@ func TestOpenRefusesWhatIsWrong(t *testing.T) {
 	_, err = jobs.Open(t.Context(), away, jobs.Config{})
 	require.ErrorContains(t, err, "jobs: open node a")
 	require.NotContains(t, err.Error(), "secret")
+}
+
+func TestAFailureLeavesNoTraceAndNoLimit(t *testing.T) {
+	t.Parallel()
+	dsn := testserver.Postgres(t)
+	q := open(t, openCluster(t, nodes(dsn)))
+	require.NoError(t, q.Enqueue(t.Context(), job(0, 1), job(0, 2)))
+	conn, err := pgx.Connect(t.Context(), dsn)
+	require.NoError(t, err)
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	// As one that has crashed more often than any will.
+	_, err = conn.Exec(t.Context(), "update jobs.river_job set attempt = max_attempts - 1")
+	require.NoError(t, err)
+	var tries atomic.Int64
+	done := make(chan struct{}, 1)
+	require.NoError(t, q.Start(t.Context(), func(_ context.Context, j feedcache.Job, _ func(context.Context, int64) error) error {
+		switch {
+		case j.IDs[0] == 2:
+			return fmt.Errorf("it never works: %w", feedcache.ErrInvalid)
+		case tries.Add(1) < 4:
+			return errors.New("Redis is away")
+		}
+		done <- struct{}{}
+		return nil
+	}))
+	select {
+	case <-done:
+	case <-time.After(60 * time.Second):
+		require.FailNow(t, "the job was given up", "after %d tries", tries.Load())
+	}
+	require.Eventually(t, func() bool {
+		return stored(t, dsn, "completed") == 1 && stored(t, dsn, "cancelled") == 1
+	}, 30*time.Second, 50*time.Millisecond)
+	var traces int
+	require.NoError(t, conn.QueryRow(t.Context(), "select coalesce(sum(cardinality(errors)), 0) from jobs.river_job where state = 'completed'").Scan(&traces))
+	require.Zero(t, traces)
 }

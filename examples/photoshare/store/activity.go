@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"iter"
 	"maps"
 	"slices"
 
@@ -63,27 +62,37 @@ func (s *Store) newestNews(ctx context.Context, owner, before int64, n int) ([]i
 		"select id from news where owner_id = $1 and id < $2 order by id desc limit $3", owner, before, n)
 }
 
-// A deliver is Push or Remove.
-type deliver = func(context.Context, iter.Seq[int64], ...int64) (feedcache.Delivery, error)
-
-// tell pushes news to its owner, or removes it; id 0 is none. What it cannot do
-// it leaves to the repair.
-func (s *Store) tell(ctx context.Context, owner idgen.ID, id int64, change deliver) {
+// tell pushes news to its owner; id 0 is none. What it cannot do it leaves to the
+// repair.
+func (s *Store) tell(ctx context.Context, owner idgen.ID, id int64) {
 	if id == 0 {
 		return
 	}
-	pushing, cancel := afterwards(ctx)
+	ctx, cancel := afterwards(ctx)
 	defer cancel()
-	_, err := change(pushing, slices.Values([]int64{int64(owner)}), id)
-	if err == nil {
+	if err := s.tellNow(ctx, owner, id); err != nil {
+		s.log.WarnContext(ctx, "news is left to the repair", "owner", owner, "err", err)
+	}
+}
+
+func (s *Store) tellNow(ctx context.Context, owner idgen.ID, id int64) error {
+	if _, err := s.news.Push(ctx, slices.Values([]int64{int64(owner)}), id); err != nil {
+		return err
+	}
+	_, err := s.shards.ID(owner).Exec(ctx, "update news set told = true where id = $1", id)
+	return err
+}
+
+// untell takes news that is gone out of its owner's feed. If it cannot, no page
+// shows it all the same, only a number may be too high.
+func (s *Store) untell(ctx context.Context, owner idgen.ID, id int64) {
+	if id == 0 {
 		return
 	}
-	s.log.WarnContext(ctx, "news is left to the repair", "owner", owner, "err", err)
-	noting, cancel := afterwards(ctx)
+	ctx, cancel := afterwards(ctx)
 	defer cancel()
-	if _, err := s.shards.ID(owner).Exec(noting, `insert into stale_feed (user_id) values ($1)
-		on conflict (user_id) do update set since = clock_timestamp()`, owner); err != nil {
-		s.log.ErrorContext(ctx, "news is missing until its feed is filled anew", "owner", owner, "err", err)
+	if _, err := s.news.Remove(ctx, slices.Values([]int64{int64(owner)}), id); err != nil {
+		s.log.WarnContext(ctx, "news that is gone may be counted", "owner", owner, "err", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -199,7 +200,7 @@ func TestAFanOutThatCannotReadTheFollowersIsRepeated(t *testing.T) {
 	p, err := r.Upload(t.Context(), ada.ID, "", picture())
 	require.NoError(t, err)
 	eventually(t, "it was tried", func() bool {
-		return r.count(t, "jobs.river_job where attempt > 0 and state <> 'completed' and errors <> '{}'") > 0
+		return r.count(t, "jobs.river_job where state <> 'completed' and metadata ? 'snoozes'") > 0
 	})
 	require.Equal(t, want, r.home(t, bob, 4))
 	_, err = home.Exec(t.Context(), "alter table gone rename to follower")
@@ -317,10 +318,37 @@ func TestAFollowIsSeenThoughRedisWasGone(t *testing.T) {
 	require.Empty(t, r.home(t, bob, 4))
 	require.NoError(t, r.redis.Kill())
 	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
-	require.Equal(t, 2, r.count(t, "stale_feed"), "bob's home, and ada's activity")
+	require.Equal(t, 1, r.count(t, "stale_feed"), "bob's home")
+	require.Equal(t, 1, r.count(t, "news where not told"), "ada's activity")
 	require.NoError(t, r.redis.Restart(t.Context()))
 	eventually(t, "the repair renews the feed", func() bool { return r.count(t, "stale_feed") == 0 })
 	require.Equal(t, []idgen.ID{p.ID}, r.home(t, bob, 4))
+}
+
+// TestNewsReachTheirOwnerThoughTheProgramDied leaves what a program leaves that
+// dies in the middle of a follow, and between a like and its push, with an
+// activity feed that is warm.
+func TestNewsReachTheirOwnerThoughTheProgramDied(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ada, bob := r.signUp(t, "ada"), r.signUp(t, "bob")
+	p := r.upload(t, ada, "")
+	require.Empty(t, r.activity(t, ada))
+	home := r.cluster.ID(bob.ID)
+	_, err := home.Exec(t.Context(), "alter table stale_feed rename to gone")
+	require.NoError(t, err)
+	require.Error(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	_, err = home.Exec(t.Context(), "alter table gone rename to stale_feed")
+	require.NoError(t, err)
+	require.NoError(t, r.Follow(t.Context(), bob.ID, ada.ID))
+	eventually(t, "the follow is told", func() bool { return r.count(t, "news where not told") == 0 })
+	require.Equal(t, []string{"0 [bob]"}, r.activity(t, ada))
+
+	_, err = r.cluster.ID(p.ID).Exec(t.Context(), `with l as (insert into liked values ($1, $2))
+		insert into news (owner_id, actor_id, photo_id) values ($3, $2, $1)`, p.ID, bob.ID, ada.ID)
+	require.NoError(t, err)
+	eventually(t, "the like is told", func() bool { return r.count(t, "news where not told") == 0 })
+	require.Equal(t, []string{fmt.Sprintf("%d [bob]", p.ID), "0 [bob]"}, r.activity(t, ada))
 }
 
 // TestAFollowLeavesAnEarlierOneToTheRepair follows somebody while the feed still

@@ -136,7 +136,7 @@ func (s *Store) showAuthor(ctx context.Context, author int64, photos ...int64) e
 		authors[id] = author
 	}
 	if err := s.learn(ctx, authors); err != nil {
-		return err
+		s.log.WarnContext(ctx, "the map of authors cannot be written", "err", err) // it learns when they are asked for
 	}
 	_, err := s.feeds.Push(ctx, slices.Values([]int64{author}), photos...)
 	return err

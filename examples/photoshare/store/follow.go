@@ -111,7 +111,7 @@ func (s *Store) Follow(ctx context.Context, viewer, target idgen.ID) error {
 		return fmt.Errorf("store: follow: %w", err)
 	}
 	s.renewFeed(ctx, viewer, target, since)
-	s.tell(ctx, target, news, s.news.Push)
+	s.tell(ctx, target, news)
 	return nil
 }
 
@@ -140,7 +140,7 @@ func (s *Store) Unfollow(ctx context.Context, viewer, target idgen.ID) error {
 		return notFound(err)
 	}
 	s.renewFeed(ctx, viewer, target, since)
-	s.tell(ctx, target, news, s.news.Remove)
+	s.untell(ctx, target, news)
 	return nil
 }
 

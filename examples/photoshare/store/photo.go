@@ -189,7 +189,7 @@ func (s *Store) Grid(ctx context.Context, author, before idgen.ID, n int) (Page[
 // Like notes that viewer likes a photo. Liking twice is liking once. Errors:
 // ErrNotFound.
 func (s *Store) Like(ctx context.Context, viewer, photo idgen.ID) error {
-	return s.setLike(ctx, viewer, photo, s.news.Push, `with new as (
+	return s.setLike(ctx, viewer, photo, s.tell, `with new as (
 			insert into liked (photo_id, user_id) values ($1, $2) on conflict do nothing returning photo_id),
 		counted as (update photo set likes = likes + 1 from new where id = new.photo_id returning author_id)
 		insert into news (owner_id, actor_id, photo_id) select author_id, $2, $1 from counted where author_id <> $2 returning id`)
@@ -197,14 +197,14 @@ func (s *Store) Like(ctx context.Context, viewer, photo idgen.ID) error {
 
 // Unlike takes a like back. Errors: ErrNotFound.
 func (s *Store) Unlike(ctx context.Context, viewer, photo idgen.ID) error {
-	return s.setLike(ctx, viewer, photo, s.news.Remove, `with gone as (
+	return s.setLike(ctx, viewer, photo, s.untell, `with gone as (
 			delete from liked where photo_id = $1 and user_id = $2 returning photo_id),
 		counted as (update photo set likes = likes - 1 from gone where id = gone.photo_id returning author_id)
 		delete from news using counted where owner_id = author_id and actor_id = $2 and photo_id = $1 returning news.id`)
 }
 
-// setLike runs sql, which returns the news of it if there is any.
-func (s *Store) setLike(ctx context.Context, viewer, photo idgen.ID, change deliver, sql string) error {
+// setLike runs sql, which returns the news of it if there is any, for spread.
+func (s *Store) setLike(ctx context.Context, viewer, photo idgen.ID, spread func(context.Context, idgen.ID, int64), sql string) error {
 	p, err := s.photos.Get(ctx, photo)
 	if err != nil {
 		return notFound(err)
@@ -216,7 +216,7 @@ func (s *Store) setLike(ctx context.Context, viewer, photo idgen.ID, change deli
 	if err != nil {
 		return fmt.Errorf("store: like: %w", err)
 	}
-	s.tell(ctx, p.Author, news, change)
+	spread(ctx, p.Author, news)
 	return nil
 }
 

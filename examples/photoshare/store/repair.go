@@ -55,12 +55,24 @@ func (s *Store) repair(ctx context.Context, age time.Duration) error {
 		if err != nil {
 			return err
 		}
+		type notice struct {
+			ID    int64
+			Owner idgen.ID
+		}
+		news, err := collect(ctx, sh, pgx.RowToStructByPos[notice],
+			"select id, owner_id from news where not told and since < now() - $1::interval", age)
+		if err != nil {
+			return err
+		}
 		var errs []error
+		for _, n := range news {
+			errs = append(errs, s.tellNow(ctx, n.Owner, n.ID))
+		}
 		for _, id := range uploads {
 			errs = append(errs, s.abandon(ctx, id, tombstone))
 		}
 		for _, f := range feeds {
-			err := errors.Join(s.feeds.Drop(ctx, int64(f.ID)), s.news.Drop(ctx, int64(f.ID)))
+			err := s.feeds.Drop(ctx, int64(f.ID))
 			if err == nil {
 				err = s.feedRenewed(ctx, f.ID, f.Since)
 			}

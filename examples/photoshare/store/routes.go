@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -14,16 +15,18 @@ import (
 	"github.com/shardgram/shardgram/shard"
 )
 
-// routeAge is how long the list of pulled authors is good for.
+// routeAge is how long the list of pulled authors is good for, and as long again
+// while it is read.
 const routeAge = 2 * time.Second
 
 // routes are the table celebrity: the authors whose photos are, or once were,
 // not pushed to their followers. It implements feedcache.Routes.
 type routes struct {
 	*Store
-	mu     sync.Mutex
-	pulled []idgen.ID
-	read   time.Time // zero before the first time
+	mu      sync.Mutex
+	pulled  []idgen.ID
+	read    time.Time // zero before the first time
+	reading bool
 }
 
 var _ feedcache.Routes = (*routes)(nil)
@@ -42,17 +45,22 @@ func (r *routes) Pulled(ctx context.Context, owner int64) ([]int64, error) {
 func (r *routes) all(ctx context.Context) ([]idgen.ID, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if time.Since(r.read) < routeAge {
+	// One reads the list anew. A node that hangs must not hold the others up,
+	// for whom the old one is good as long.
+	if age := time.Since(r.read); age < routeAge || r.reading && age < 2*routeAge {
 		return r.pulled, nil
 	}
-	// A node that hangs must not hold everybody up.
 	begin := time.Now()
+	r.reading = true
+	r.mu.Unlock()
 	asking, cancel := context.WithTimeout(ctx, routeAge)
-	defer cancel()
 	pulled, err := shard.Collect(shard.Gather(asking, r.shards, shard.Scatter[idgen.ID]{
 		SQL: "select author_id from celebrity where route <> $1", Args: []any{feedcache.RoutePush},
 		Scan: pgx.RowTo[idgen.ID], Partial: true,
 	}))
+	cancel()
+	r.mu.Lock()
+	r.reading = false
 	if err != nil {
 		if r.read.IsZero() || ctx.Err() != nil {
 			return nil, fmt.Errorf("store: routes: %w", err)
@@ -100,6 +108,7 @@ func (s *Store) switchRoutes(ctx context.Context, sh shard.Shard) error {
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, a := range authors {
 		to := feedcache.RoutePush
 		if a.Route != feedcache.RoutePush && a.Followers > 0 || s.policy.Pull(feedcache.Author{Followers: a.Followers}, feedcache.Viewer{}) {
@@ -116,9 +125,7 @@ func (s *Store) switchRoutes(ctx context.Context, sh shard.Shard) error {
 			}
 			return s.fanout.Switch(ctx, int64(a.ID), to)
 		})
-		if err != nil {
-			return err
-		}
+		errs = append(errs, err)
 	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -201,7 +201,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	if s.fanout, err = feedcache.NewFanout(s.feeds, s.followers, feedcache.FanoutConfig{
-		Queue: s.jobs, Outboxes: outboxes, Routes: routes, RouteAge: 2 * routeAge, // its reading takes time, too
+		Queue: s.jobs, Outboxes: outboxes, Routes: routes, RouteAge: 2 * routeAge,
 	}); err != nil {
 		return nil, err
 	}

@@ -476,9 +476,9 @@ func TestActivity(t *testing.T) {
 	// What Redis was not told it learns from the repair.
 	require.NoError(t, r.redis.Kill())
 	require.NoError(t, r.Like(t.Context(), cleo.ID, p.ID))
-	require.Equal(t, 1, r.count(t, "stale_feed"))
+	require.Equal(t, 1, r.count(t, "news where not told"))
 	require.NoError(t, r.redis.Restart(t.Context()))
-	eventually(t, "the repair has passed", func() bool { return r.count(t, "stale_feed") == 0 })
+	eventually(t, "the repair has passed", func() bool { return r.count(t, "news where not told") == 0 })
 	require.Equal(t, []string{liked}, r.activity(t, ada))
 }
 
