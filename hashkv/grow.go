@@ -206,8 +206,8 @@ func (m *Map[K, V]) splitSome(ctx context.Context, v *view, left []spot) ([]spot
 	pipe = m.rdb.Pipeline()
 	for i, s := range left {
 		err := fields[i].Err()
-		if wrongType(err) {
-			continue // split already, by the looks of it
+		if wrongType(err) || moving(err) {
+			continue // split already, by the looks of it, or looked at later
 		}
 		if err != nil {
 			return nil, err
@@ -222,10 +222,13 @@ func (m *Map[K, V]) splitSome(ctx context.Context, v *view, left []spot) ([]spot
 	again := left[:0]
 	for i, s := range left {
 		if done[i] == nil {
+			if moving(fields[i].Err()) {
+				again = append(again, s)
+			}
 			continue
 		}
 		switch n, err := done[i].Int(); {
-		case redis.IsTryAgainError(err):
+		case moving(err):
 			again = append(again, s)
 		case err != nil:
 			return nil, err
@@ -234,6 +237,14 @@ func (m *Map[K, V]) splitSome(ctx context.Context, v *view, left []spot) ([]spot
 		}
 	}
 	return again, nil
+}
+
+// moving tells whether a slot is on its way to another node: the client follows
+// a key that moves, but only so often.
+func moving(err error) bool {
+	_, ask := redis.IsAskError(err)
+	_, moved := redis.IsMovedError(err)
+	return ask || moved || redis.IsTryAgainError(err)
 }
 
 // splitArgs returns the keys and arguments of the script that splits s: of each

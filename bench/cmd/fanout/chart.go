@@ -12,6 +12,8 @@ import (
 	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 var colors = []color.Color{
@@ -25,7 +27,7 @@ var grey = color.RGBA{0x9e, 0x9e, 0x9e, 0xff}
 // time, into files.
 func (r *report) chart(files ...string) error {
 	pushes, memory := newPlot(), newPlot()
-	pushes.Title.Text = "One post to " + count(r.N) + " followers"
+	pushes.Title.Text = "One post to " + proof.Count(r.N) + " followers"
 	pushes.Y.Label.Text = "pushes, in thousands"
 	memory.Y.Label.Text = "RSS of the worker, MB"
 	memory.X.Label.Text = "seconds"

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/shardgram/shardgram/feedcache"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 // A delivery is what was measured of one post.
@@ -66,7 +68,7 @@ type sample struct {
 
 // deliver makes a post and has it delivered by one worker, or by two of which
 // the first is killed at half.
-func (s *scene) deliver(ctx context.Context, name string, killed bool, p *progress) (delivery, error) {
+func (s *scene) deliver(ctx context.Context, name string, killed bool, p *proof.Progress) (delivery, error) {
 	r := delivery{Name: name}
 	s.posts = append(s.posts, post(len(s.posts)))
 	s.jobs++
@@ -82,7 +84,7 @@ func (s *scene) deliver(ctx context.Context, name string, killed bool, p *progre
 		return r, err
 	}
 
-	p.start("deliver")
+	p.Start("deliver")
 	begin := time.Now()
 	if killed {
 		if err := s.half(ctx, &r, begin, p); err != nil {
@@ -97,7 +99,7 @@ func (s *scene) deliver(ctx context.Context, name string, killed bool, p *progre
 		return r, err
 	}
 	r.Seconds = time.Since(begin).Seconds()
-	p.clear()
+	p.Clear()
 	if err := w.outcome(); err != nil {
 		return r, err
 	}
@@ -118,7 +120,7 @@ func (s *scene) deliver(ctx context.Context, name string, killed bool, p *progre
 }
 
 // half has a worker deliver to half of the feeds, and kills it.
-func (s *scene) half(ctx context.Context, r *delivery, begin time.Time, p *progress) error {
+func (s *scene) half(ctx context.Context, r *delivery, begin time.Time, p *proof.Progress) error {
 	w, err := s.start(ctx, r)
 	if err != nil {
 		return err
@@ -190,7 +192,7 @@ func (s *scene) start(ctx context.Context, r *delivery) (*worker, error) {
 
 // watch takes samples until the worker has ended, which is killed when Redis has
 // counted so many pushes, unless that is 0.
-func (s *scene) watch(ctx context.Context, w *worker, r *delivery, begin time.Time, most int64, p *progress) error {
+func (s *scene) watch(ctx context.Context, w *worker, r *delivery, begin time.Time, most int64, p *proof.Progress) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	var failed error // ours, with which the worker ends too
@@ -208,7 +210,7 @@ func (s *scene) watch(ctx context.Context, w *worker, r *delivery, begin time.Ti
 			return errors.Join(ctx.Err(), failed, err)
 		case <-tick.C:
 		}
-		rss, err := procKilobytes("/proc/"+strconv.Itoa(w.cmd.Process.Pid)+"/status", "VmRSS")
+		rss, err := proof.Kilobytes("/proc/"+strconv.Itoa(w.cmd.Process.Pid)+"/status", "VmRSS")
 		if err != nil {
 			continue // it has just ended
 		}
@@ -220,7 +222,7 @@ func (s *scene) watch(ctx context.Context, w *worker, r *delivery, begin time.Ti
 			w.cmd.Process.Kill()
 		}
 		r.Samples = append(r.Samples, sample{w.number, time.Since(begin).Seconds(), pushes, rss})
-		p.at(min(pushes, s.cfg.n), s.cfg.n)
+		p.At(min(pushes, s.cfg.n), s.cfg.n)
 	}
 }
 

@@ -25,6 +25,8 @@ import (
 	"syscall"
 
 	"github.com/shardgram/shardgram/internal/localserver"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 func main() {
@@ -75,21 +77,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case cfg.page < 1 || int64(cfg.page) > cfg.n/8:
 		return fmt.Errorf("-page is %d: want 1 to an eighth of -n, so that there is something to resume", cfg.page)
 	}
-	have, err := procKilobytes("/proc/meminfo", "MemAvailable")
+	have, err := proof.Kilobytes("/proc/meminfo", "MemAvailable")
 	if err != nil {
 		return err
 	}
 	if need := cfg.memory(); have < need {
-		return fmt.Errorf("the run takes %s of memory, and %s are available: choose a smaller -n", gb(need), gb(have))
+		return fmt.Errorf("the run takes %s of memory, and %s are available: choose a smaller -n", proof.GB(need), proof.GB(have))
 	}
-	return prove(ctx, cfg, stdout, newProgress(stderr))
+	return prove(ctx, cfg, stdout, proof.NewProgress(stderr))
 }
 
 // memory is what the feeds take, with room for the rest.
 func (cfg config) memory() int64 { return cfg.n*int64(400+12*cfg.entries) + 512<<20 }
 
 // prove delivers both posts and writes the report.
-func prove(ctx context.Context, cfg config, stdout io.Writer, p *progress) (err error) {
+func prove(ctx context.Context, cfg config, stdout io.Writer, p *proof.Progress) (err error) {
 	if err := localserver.Available(localserver.KindPostgres, localserver.KindRedis); err != nil {
 		return err
 	}
@@ -118,7 +120,7 @@ func prove(ctx context.Context, cfg config, stdout io.Writer, p *progress) (err 
 		name   string
 		killed bool
 	}{{"one worker", false}, {"killed at half, then another", true}} {
-		p.title(plan.name)
+		p.Title(plan.name)
 		done, err := s.deliver(ctx, plan.name, plan.killed, p)
 		if err != nil {
 			return fmt.Errorf("%s: %w", plan.name, errors.Join(ctx.Err(), err))

@@ -16,6 +16,8 @@ import (
 
 	"github.com/shardgram/shardgram/internal/localserver"
 	"github.com/shardgram/shardgram/internal/testserver"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 func TestMain(m *testing.M) {
@@ -109,7 +111,7 @@ func TestRunWritesWhatItMeasured(t *testing.T) {
 func small(t *testing.T) *scene {
 	t.Helper()
 	host := testserver.Host(t)
-	s, err := setUp(t.Context(), config{n: 2000, entries: 3, page: 200}, host, newProgress(&bytes.Buffer{}))
+	s, err := setUp(t.Context(), config{n: 2000, entries: 3, page: 200}, host, proof.NewProgress(&bytes.Buffer{}))
 	require.NoError(t, err)
 	t.Cleanup(s.close)
 	return s
@@ -120,7 +122,7 @@ func small(t *testing.T) *scene {
 func TestCheckSeesWrongFeeds(t *testing.T) {
 	t.Parallel()
 	s := small(t)
-	p := newProgress(&bytes.Buffer{})
+	p := proof.NewProgress(&bytes.Buffer{})
 	wrong := func() int64 {
 		t.Helper()
 		var r delivery
@@ -148,7 +150,7 @@ func TestColdFeedIsAnError(t *testing.T) {
 	t.Parallel()
 	s := small(t)
 	require.NoError(t, s.feeds.Drop(t.Context(), follower(77)))
-	_, err := s.deliver(t.Context(), "one worker", false, newProgress(&bytes.Buffer{}))
+	_, err := s.deliver(t.Context(), "one worker", false, proof.NewProgress(&bytes.Buffer{}))
 	require.ErrorContains(t, err, "1 feeds were cold")
 }
 
@@ -158,7 +160,7 @@ func TestFailureOfAWorkerIsAnError(t *testing.T) {
 	_, err := s.conn.Exec(t.Context(), `drop table follower`)
 	require.NoError(t, err)
 	for _, killed := range []bool{false, true} {
-		_, err = s.deliver(t.Context(), "worker", killed, newProgress(&bytes.Buffer{}))
+		_, err = s.deliver(t.Context(), "worker", killed, proof.NewProgress(&bytes.Buffer{}))
 		require.ErrorContains(t, err, `relation "follower" does not exist`)
 	}
 }

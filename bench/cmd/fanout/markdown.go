@@ -3,13 +3,15 @@ package main
 import (
 	"fmt"
 	"strings"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 // markdown is the report for readers.
 func (r *report) markdown() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	line("# One post to %s followers", count(r.N))
+	line("# One post to %s followers", proof.Count(r.N))
 	line("")
 	line("Written on %s by the following command, in the folder bench; do not edit.", r.Date)
 	line("")
@@ -24,7 +26,7 @@ func (r *report) markdown() string {
 	line("![deliveries and memory of the worker over time](%s.png)", name)
 	line("")
 	line("The author's followers are rows in PostgreSQL, read %s at a time by their key. Each has a warm feed in",
-		count(int64(r.PageSize)))
+		proof.Count(int64(r.PageSize)))
 	line("Redis of %d entries, %d bytes with its key. One was filled through feedcache, and Redis copied it for the", r.Entries, r.FeedSize)
 	line("others. A worker is a process of its own that calls `feedcache.Fanout.Run` and stores its cursor in PostgreSQL,")
 	line("which syncs it to the disk, after each page. The first post goes the whole way with one worker. The worker of the")
@@ -33,8 +35,8 @@ func (r *report) markdown() string {
 	line("| | last delivery after | deliveries/s | pushes | repeated | CPU per delivery: worker | Redis |")
 	line("|---|--:|--:|--:|--:|--:|--:|")
 	for _, d := range r.Runs {
-		line("| %s | **%.2f s** | %s | %s | %s | %.2f µs | %.2f µs |", d.Name, d.Seconds, count(int64(d.Rate)),
-			count(d.Pushes), count(d.Repeated), d.WorkerMicros, d.RedisMicros)
+		line("| %s | **%.2f s** | %s | %s | %s | %.2f µs | %.2f µs |", d.Name, d.Seconds, proof.Count(int64(d.Rate)),
+			proof.Count(d.Pushes), proof.Count(d.Repeated), d.WorkerMicros, d.RedisMicros)
 	}
 	line("")
 	line("The time is from the start of the first process to the end of the last. Pushes are those that Redis counted.")
@@ -44,7 +46,7 @@ func (r *report) markdown() string {
 	for _, d := range r.Runs {
 		if k := d.Kill; k != nil {
 			line("The worker was killed after %.2f s and %s pushes, with the cursor behind %s followers. The other one's first",
-				k.Seconds, count(k.Pushes), count(k.Saved))
+				k.Seconds, proof.Count(k.Pushes), proof.Count(k.Saved))
 			line("push was seen %.0f ms later.", 1000*k.Pause)
 			line("")
 		}
@@ -72,7 +74,7 @@ func (r *report) markdown() string {
 	line("| | feeds read | wrong |")
 	line("|---|--:|--:|")
 	for _, d := range r.Runs {
-		line("| %s | %s | %s |", d.Name, count(d.Checked), count(d.Wrong))
+		line("| %s | %s | %s |", d.Name, proof.Count(d.Checked), proof.Count(d.Wrong))
 	}
 	return b.String()
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/shardgram/shardgram/feedcache"
 	"github.com/shardgram/shardgram/idgen"
 	"github.com/shardgram/shardgram/internal/localserver"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 const (
@@ -63,8 +65,8 @@ func openFeeds(rdb *redis.Client, source feedcache.Source) (*feedcache.Feeds, er
 	return feedcache.New(rdb, source, feedcache.Config{Prefix: prefix})
 }
 
-func setUp(ctx context.Context, cfg config, host *localserver.Host, p *progress) (*scene, error) {
-	p.title("preparing")
+func setUp(ctx context.Context, cfg config, host *localserver.Host, p *proof.Progress) (*scene, error) {
+	p.Title("preparing")
 	pg, err := host.Postgres(ctx, "postgres", localserver.PostgresConfig{})
 	if err != nil {
 		return nil, err
@@ -89,8 +91,8 @@ func setUp(ctx context.Context, cfg config, host *localserver.Host, p *progress)
 	return s, nil
 }
 
-func (s *scene) addFollowers(ctx context.Context, p *progress) error {
-	return p.during("followers", func() error {
+func (s *scene) addFollowers(ctx context.Context, p *proof.Progress) error {
+	return p.During("followers", func() error {
 		for _, sql := range []string{
 			`create table follower (author bigint, follower bigint, primary key (author, follower))`,
 			`create table job (id int primary key, body jsonb not null, after bigint not null default 0)`,
@@ -113,7 +115,7 @@ func (s *scene) addFollowers(ctx context.Context, p *progress) error {
 // addFeeds fills one feed through feedcache and has Redis copy it for the other
 // followers: a feed does not say whose it is, and a million fills would take a
 // minute.
-func (s *scene) addFeeds(ctx context.Context, p *progress) error {
+func (s *scene) addFeeds(ctx context.Context, p *proof.Progress) error {
 	for i := range s.cfg.entries {
 		s.posts = append(s.posts, post(i))
 	}
@@ -137,8 +139,8 @@ func (s *scene) addFeeds(ctx context.Context, p *progress) error {
 	if s.feeds, err = openFeeds(s.rdb, noSource); err != nil {
 		return err
 	}
-	p.start("feeds")
-	defer p.clear()
+	p.Start("feeds")
+	defer p.Clear()
 	for first := int64(1); first < s.cfg.n; first += pipelined {
 		end := min(first+pipelined, s.cfg.n)
 		_, err := s.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
@@ -150,7 +152,7 @@ func (s *scene) addFeeds(ctx context.Context, p *progress) error {
 		if err != nil {
 			return err
 		}
-		p.at(end, s.cfg.n)
+		p.At(end, s.cfg.n)
 	}
 	full, err := s.used(ctx)
 	s.bytes = (full - empty) / s.cfg.n
@@ -159,11 +161,11 @@ func (s *scene) addFeeds(ctx context.Context, p *progress) error {
 
 // check reads every feed through feedcache, and counts those that are not
 // exactly what was posted.
-func (s *scene) check(ctx context.Context, r *delivery, p *progress) error {
+func (s *scene) check(ctx context.Context, r *delivery, p *proof.Progress) error {
 	want := slices.Clone(s.posts)
 	slices.Reverse(want)
-	p.start("check")
-	defer p.clear()
+	p.Start("check")
+	defer p.Clear()
 	var checked, wrong atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	for reader := range int64(readers) {
@@ -176,7 +178,7 @@ func (s *scene) check(ctx context.Context, r *delivery, p *progress) error {
 				if page.Next != 0 || !slices.Equal(page.IDs, want) {
 					wrong.Add(1)
 				}
-				p.at(checked.Add(1), s.cfg.n)
+				p.At(checked.Add(1), s.cfg.n)
 			}
 			return nil
 		})

@@ -26,6 +26,8 @@ import (
 	"time"
 
 	"github.com/shardgram/shardgram/internal/localserver"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 func main() {
@@ -75,11 +77,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return prove(ctx, cfg, have, stdout, newProgress(stderr))
+	return prove(ctx, cfg, have, stdout, proof.NewProgress(stderr))
 }
 
 // prove measures all layouts and writes the report.
-func prove(ctx context.Context, cfg config, have resources, stdout io.Writer, p *progress) (err error) {
+func prove(ctx context.Context, cfg config, have resources, stdout io.Writer, p *proof.Progress) (err error) {
 	rows := layouts(cfg)
 	if err := have.check(need(rows)); err != nil {
 		return err
@@ -110,7 +112,7 @@ func prove(ctx context.Context, cfg config, have resources, stdout io.Writer, p 
 
 	r := newReport(cfg)
 	for at, l := range rows {
-		p.title(fmt.Sprintf("%d of %d, %s", at+1, len(rows), l.Name))
+		p.Title(fmt.Sprintf("%d of %d, %s", at+1, len(rows), l.Name))
 		done, err := measure(ctx, host, l, cfg.time, p)
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -15,6 +15,8 @@ import (
 	"github.com/shardgram/shardgram/internal/localserver"
 	"github.com/shardgram/shardgram/internal/testserver"
 	"github.com/stretchr/testify/require"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 func TestMain(m *testing.M) { testserver.Main(m, testserver.NeedRedis, testserver.NeedMemcached) }
@@ -71,7 +73,7 @@ func TestRunWritesWhatItMeasured(t *testing.T) {
 			require.Positive(t, kind.Rate, what)
 		}
 		require.LessOrEqual(t, d.Get.P50, d.Get.P99, what)
-		require.Contains(t, string(written), fmt.Sprintf("| %s | %s |", d.Name, count(d.Keys)))
+		require.Contains(t, string(written), fmt.Sprintf("| %s | %s |", d.Name, proof.Count(d.Keys)))
 		require.Contains(t, string(written), fmt.Sprintf("| %.2f | %s |", d.BytesPerKey, mb(d.Used)))
 		if d.Name == "memcached" {
 			continue
@@ -137,7 +139,7 @@ func TestRunRefusesWhatTheMachineHasNoRoomFor(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			err := prove(t.Context(), cfg, test.have, &bytes.Buffer{}, newProgress(&bytes.Buffer{}))
+			err := prove(t.Context(), cfg, test.have, &bytes.Buffer{}, proof.NewProgress(&bytes.Buffer{}))
 			require.ErrorContains(t, err, test.refuse)
 			left, err := os.ReadDir(cfg.dir)
 			require.NoError(t, err)

@@ -5,13 +5,15 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 // markdown is the report for readers.
 func (r *report) markdown() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	line("# hashkv with %s pairs", count(r.N))
+	line("# hashkv with %s pairs", proof.Count(r.N))
 	line("")
 	line("Written by `make proof-300m` on %s; do not edit. The command, in the folder bench:", r.Date)
 	line("")
@@ -20,7 +22,7 @@ func (r *report) markdown() string {
 	m := r.Machine
 	line("%s, %s cores, %s of memory; %s/%s, %s, Redis %s, memcached %s. Client and servers share the",
 		m["cpu"], m["cores"], m["memory"], m["os"], m["arch"], m["go"], m["redis"], m["memcached"])
-	line("machine. The client took %s at its peak.", gb(r.Client))
+	line("machine. The client took %s at its peak.", proof.GB(r.Client))
 	line("")
 	line("![bytes per key of each layout](%s.png)", name)
 	line("")
@@ -35,7 +37,7 @@ func (r *report) markdown() string {
 	line("| layout | keys | limit | bytes/key | used_memory, MB | RSS, MB | after a restart | RDB, MB | GB at 300M |")
 	line("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
 	for _, d := range r.Results {
-		line("| %s | %s | %s | %.2f | %s | %s | %s | %s | %.2f |", d.Name, count(d.Keys), or(d.Limit, "-"), d.BytesPerKey,
+		line("| %s | %s | %s | %.2f | %s | %s | %s | %s | %.2f |", d.Name, proof.Count(d.Keys), or(d.Limit, "-"), d.BytesPerKey,
 			mb(d.Used), mb(d.RSS), has(d.RSSAgain > 0, mb(d.RSSAgain)), has(d.RDB > 0, mb(d.RDB)), d.BytesPerKey*300e6/1e9)
 	}
 	line("")
@@ -60,7 +62,7 @@ func (r *report) markdown() string {
 	line("| layout | keys | load | pairs/s | SAVE | restart |")
 	line("|---|--:|--:|--:|--:|--:|")
 	for _, d := range r.Results {
-		line("| %s | %s | %.1f s | %s | %s | %s |", d.Name, count(d.Keys), d.LoadSeconds, count(int64(d.LoadRate)),
+		line("| %s | %s | %.1f s | %s | %s | %s |", d.Name, proof.Count(d.Keys), d.LoadSeconds, proof.Count(int64(d.LoadRate)),
 			has(d.RDB > 0, fmt.Sprintf("%.2f s", d.SaveSeconds)), has(d.RDB > 0, fmt.Sprintf("%.2f s", d.RestartSeconds)))
 	}
 	line("")
@@ -69,8 +71,8 @@ func (r *report) markdown() string {
 	line("| layout | keys | Get/s | p50 | p99 | Get/s, 8 goroutines | keys/s, GetMulti of 100 | command | server's CPU |")
 	line("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
 	for _, d := range r.Results {
-		line("| %s | %s | %s | %.0f µs | %.0f µs | %s | %s | %s | %.1f µs |", d.Name, count(d.Keys), count(int64(d.Get.Rate)),
-			d.Get.P50, d.Get.P99, count(int64(d.Get8.Rate)), count(int64(d.GetMulti.Rate)),
+		line("| %s | %s | %s | %.0f µs | %.0f µs | %s | %s | %s | %.1f µs |", d.Name, proof.Count(d.Keys), proof.Count(int64(d.Get.Rate)),
+			d.Get.P50, d.Get.P99, proof.Count(int64(d.Get8.Rate)), proof.Count(int64(d.GetMulti.Rate)),
 			has(d.CommandMicros > 0, fmt.Sprintf("%.2f µs", d.CommandMicros)), d.ProcessMicros)
 	}
 	line("")
@@ -90,7 +92,7 @@ func (r *report) bars(line func(string, ...any)) {
 	if r.N < 100_000_000 {
 		total = func(keys int64, perKey float64) string { return fmt.Sprintf("%.2f MB", float64(keys)*perKey/1e6) }
 	}
-	line("| %s pairs | used_memory | wanted | | Instagram, 2011 | least possible | times the least |", count(r.N))
+	line("| %s pairs | used_memory | wanted | | Instagram, 2011 | least possible | times the least |", proof.Count(r.N))
 	line("|---|--:|--:|---|--:|--:|--:|")
 	for _, b := range r.Bars {
 		verdict := "miss"
@@ -117,30 +119,21 @@ func (r *report) answers(line func(string, ...any)) {
 	}
 	line("## Answers")
 	line("")
-	line("%s answers were checked, in all phases and after each restart: %d were wrong, %d were missing.", count(checked), wrong, missing)
+	line("%s answers were checked, in all phases and after each restart: %d were wrong, %d were missing.", proof.Count(checked), wrong, missing)
 	line("")
 	line("| layout | keys | buckets | sampled | entries in a bucket: min | mean | max | encodings |")
 	line("|---|--:|--:|--:|--:|--:|--:|---|")
 	for _, d := range r.Results {
 		if s := d.Stats; s != nil {
-			line("| %s | %s | %s | %s | %d | %.1f | %d | %s |", d.Name, count(d.Keys), count(s.Buckets), count(int64(s.Sampled)),
+			line("| %s | %s | %s | %s | %d | %.1f | %d | %s |", d.Name, proof.Count(d.Keys), proof.Count(s.Buckets), proof.Count(int64(s.Sampled)),
 				s.Fill.Min, s.Fill.Mean, s.Fill.Max, strings.Join(slices.Sorted(maps.Keys(s.Encodings)), ", "))
 		}
 	}
 }
 
-// count writes 3000000 as "3,000,000".
-func count(n int64) string {
-	text := fmt.Sprint(n)
-	for at := len(text) - 3; at > 0; at -= 3 {
-		text = text[:at] + "," + text[at:]
-	}
-	return text
-}
-
 // mb writes bytes as "9.6", in millions.
 func mb(bytes int64) string {
-	return count(bytes/1e6) + fmt.Sprintf(".%d", bytes/1e5%10)
+	return proof.Count(bytes/1e6) + fmt.Sprintf(".%d", bytes/1e5%10)
 }
 
 func or(text, other string) string {

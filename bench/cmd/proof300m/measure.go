@@ -11,6 +11,8 @@ import (
 
 	"github.com/shardgram/shardgram/hashkv"
 	"github.com/shardgram/shardgram/internal/localserver"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 // A result is what was measured of a layout.
@@ -75,13 +77,13 @@ type server interface {
 	cpu(ctx context.Context) (commands, process time.Duration, err error)
 
 	// persist saves, ends and starts the server, if it can.
-	persist(ctx context.Context, r *result, p *progress) error
+	persist(ctx context.Context, r *result, p *proof.Progress) error
 
 	close()
 }
 
 // measure does everything with one layout, on a server of its own.
-func measure(ctx context.Context, host *localserver.Host, l layout, span time.Duration, p *progress) (result, error) {
+func measure(ctx context.Context, host *localserver.Host, l layout, span time.Duration, p *proof.Progress) (result, error) {
 	r := result{Name: l.Name, Shape: l.Shape, Keys: l.Keys}
 	start := startRedis
 	if l.open == nil {
@@ -97,14 +99,14 @@ func measure(ctx context.Context, host *localserver.Host, l layout, span time.Du
 		return r, err
 	}
 
-	p.start("load")
+	p.Start("load")
 	begin := time.Now()
-	if err := data.load(ctx, l.Keys, func(done int64) { p.at(done, l.Keys) }); err != nil {
+	if err := data.load(ctx, l.Keys, func(done int64) { p.At(done, l.Keys) }); err != nil {
 		return r, fmt.Errorf("load: %w", err)
 	}
 	r.LoadSeconds = time.Since(begin).Seconds()
 	r.LoadRate = float64(l.Keys) / r.LoadSeconds
-	p.clear()
+	p.Clear()
 
 	if m, ok := data.(kv); ok {
 		s, err := m.Stats(ctx, hashkv.StatsConfig{})
@@ -145,7 +147,7 @@ const (
 )
 
 // readAll measures random reads of all kinds.
-func readAll(ctx context.Context, srv server, data store, r *result, span time.Duration, p *progress) error {
+func readAll(ctx context.Context, srv server, data store, r *result, span time.Duration, p *proof.Progress) error {
 	single := func() func(*tally) error {
 		random := rand.New(rand.NewPCG(rand.Uint64(), 1))
 		return func(t *tally) error {
@@ -220,9 +222,9 @@ func (r *result) add(t tally) {
 }
 
 // read lets goroutines read for a time.
-func read(ctx context.Context, reader func() func(*tally) error, goroutines int, span time.Duration, p *progress, phase string, r *result) (reads, error) {
-	p.start(phase)
-	defer p.clear()
+func read(ctx context.Context, reader func() func(*tally) error, goroutines int, span time.Duration, p *proof.Progress, phase string, r *result) (reads, error) {
+	p.Start(phase)
+	defer p.Clear()
 	tallies := make([]tally, goroutines)
 	errs := make([]error, goroutines)
 	latencies := make([][]time.Duration, goroutines)
@@ -242,7 +244,7 @@ func read(ctx context.Context, reader func() func(*tally) error, goroutines int,
 				latencies[g] = append(latencies[g], now.Sub(last))
 				last = now
 				if g == 0 {
-					p.at(0, 0)
+					p.At(0, 0)
 				}
 			}
 		})

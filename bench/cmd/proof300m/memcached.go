@@ -12,6 +12,8 @@ import (
 
 	"github.com/bradfitz/gomemcache/memcache"
 	"github.com/shardgram/shardgram/internal/localserver"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 // memcachedServer is a memcached with the pairs as items.
@@ -151,7 +153,7 @@ func (s *memcachedServer) usage(ctx context.Context) (used, rss int64, err error
 		}
 		table, err1 := strconv.ParseInt(general["hash_bytes"], 10, 64)
 		items, err2 := strconv.ParseInt(slabs["total_malloced"], 10, 64)
-		rss, err3 := procKilobytes("/proc/"+general["pid"]+"/status", "VmRSS")
+		rss, err3 := proof.Kilobytes("/proc/"+general["pid"]+"/status", "VmRSS")
 		if general["evictions"] != "0" {
 			err3 = errors.Join(err3, fmt.Errorf("memcached has evicted %s items", general["evictions"]))
 		}
@@ -182,4 +184,4 @@ func (s *memcachedServer) cpu(ctx context.Context) (commands, process time.Durat
 }
 
 // persist does nothing: memcached keeps nothing.
-func (s *memcachedServer) persist(context.Context, *result, *progress) error { return nil }
+func (s *memcachedServer) persist(context.Context, *result, *proof.Progress) error { return nil }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/shardgram/shardgram/internal/localserver"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 // redisServer is a Redis with one layout.
@@ -123,9 +125,9 @@ func (s *redisServer) cpu(ctx context.Context) (commands, process time.Duration,
 }
 
 // persist saves, and loads again in a new process.
-func (s *redisServer) persist(ctx context.Context, r *result, p *progress) error {
+func (s *redisServer) persist(ctx context.Context, r *result, p *proof.Progress) error {
 	begin := time.Now()
-	if err := p.during("save", func() error { return s.rdb.Save(ctx).Err() }); err != nil {
+	if err := p.During("save", func() error { return s.rdb.Save(ctx).Err() }); err != nil {
 		return fmt.Errorf("save: %w", err)
 	}
 	r.SaveSeconds = time.Since(begin).Seconds()
@@ -139,7 +141,7 @@ func (s *redisServer) persist(ctx context.Context, r *result, p *progress) error
 		return err
 	}
 	r.RDB = info.Size()
-	err = p.during("restart", func() error {
+	err = p.During("restart", func() error {
 		if err := s.Stop(ctx); err != nil {
 			return err
 		}
@@ -160,5 +162,5 @@ func (s *redisServer) persist(ctx context.Context, r *result, p *progress) error
 	if err != nil {
 		return err
 	}
-	return p.during("check", func() error { return recheck(ctx, data, r) })
+	return p.During("check", func() error { return recheck(ctx, data, r) })
 }

@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strings"
 	"time"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 // A report is all that was found.
@@ -53,7 +52,7 @@ const (
 func newReport(cfg config) *report {
 	return &report{
 		Date: time.Now().UTC().Format(time.DateOnly), Command: cfg.command,
-		Machine: machine(), N: cfg.n, Peers: cfg.peers,
+		Machine: proof.Machine(), N: cfg.n, Peers: cfg.peers,
 	}
 }
 
@@ -75,7 +74,7 @@ func (r *report) finish() {
 		b.Passed = b.Measured <= b.Most
 		r.Bars = append(r.Bars, b)
 	}
-	r.Client, _ = procKilobytes("/proc/self/status", "VmHWM") // 0 where it is not known
+	r.Client, _ = proof.Kilobytes("/proc/self/status", "VmHWM") // 0 where it is not known
 }
 
 // trouble returns what makes the run a failure.
@@ -119,40 +118,4 @@ func (r *report) write(cfg config) error {
 		return err
 	}
 	return os.WriteFile(cfg.json, append(text, '\n'), 0o644)
-}
-
-// machine returns what the figures depend on, as far as Linux tells it.
-func machine() map[string]string {
-	m := map[string]string{
-		"go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
-		"cores": fmt.Sprint(runtime.NumCPU()), "cpu": "unknown processor", "memory": "unknown",
-		"redis": version("redis-server", "--version"), "memcached": version("memcached", "-V"),
-	}
-	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(text)) {
-			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				m["cpu"] = strings.TrimSpace(value)
-			}
-		}
-	}
-	if total, err := procKilobytes("/proc/meminfo", "MemTotal"); err == nil {
-		m["memory"] = gb(total)
-	}
-	return m
-}
-
-// version runs a program that tells its version, such as "memcached 1.6.18" or
-// "Redis server v=7.0.15 sha=...".
-func version(program, flag string) string {
-	text, err := exec.Command(program, flag).Output()
-	if err != nil {
-		return "unknown"
-	}
-	for word := range strings.FieldsSeq(string(text)) {
-		number := strings.TrimPrefix(word, "v=")
-		if number != "" && number[0] >= '0' && number[0] <= '9' {
-			return number
-		}
-	}
-	return "unknown"
 }

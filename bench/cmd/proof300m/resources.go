@@ -2,10 +2,9 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 	"syscall"
+
+	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
 // resources are bytes of memory and of a disk.
@@ -16,7 +15,7 @@ type resources struct {
 
 // available returns what Linux says is left.
 func available(dir string) (resources, error) {
-	memory, err := procKilobytes("/proc/meminfo", "MemAvailable")
+	memory, err := proof.Kilobytes("/proc/meminfo", "MemAvailable")
 	if err != nil {
 		return resources{}, err
 	}
@@ -45,27 +44,9 @@ func need(rows []layout) resources {
 func (have resources) check(need resources) error {
 	switch {
 	case have.memory < need.memory:
-		return fmt.Errorf("the run takes %s of memory, and %s are available: choose a smaller -n", gb(need.memory), gb(have.memory))
+		return fmt.Errorf("the run takes %s of memory, and %s are available: choose a smaller -n", proof.GB(need.memory), proof.GB(have.memory))
 	case have.disk < need.disk:
-		return fmt.Errorf("the run takes %s of disk, and %s has %s: choose another -dir, or a smaller -n", gb(need.disk), have.dir, gb(have.disk))
+		return fmt.Errorf("the run takes %s of disk, and %s has %s: choose another -dir, or a smaller -n", proof.GB(need.disk), have.dir, proof.GB(have.disk))
 	}
 	return nil
 }
-
-// procKilobytes reads a line "name:   123 kB" of a file below /proc, in bytes.
-func procKilobytes(file, name string) (int64, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == name+":" {
-			n, err := strconv.ParseInt(fields[1], 10, 64)
-			return n << 10, err
-		}
-	}
-	return 0, fmt.Errorf("%s has no %s", file, name)
-}
-
-// gb writes bytes as "1.05 GB".
-func gb(bytes int64) string { return fmt.Sprintf("%.2f GB", float64(bytes)/1e9) }

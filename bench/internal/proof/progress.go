@@ -1,4 +1,4 @@
-package main
+package proof
 
 import (
 	"fmt"
@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// progress tells on a terminal in one line, and elsewhere in a line every five
+// Progress tells on a terminal in one line, and elsewhere in a line every five
 // seconds, how far a phase is.
-type progress struct {
+type Progress struct {
 	w        io.Writer
 	terminal bool
-	layout   string
+	what     string
 
 	mu    sync.Mutex // what follows is also used by the ticker of a silent phase
 	shown time.Time
@@ -22,8 +22,9 @@ type progress struct {
 	phase string
 }
 
-func newProgress(w io.Writer) *progress {
-	p := &progress{w: w}
+// NewProgress returns one that writes to w.
+func NewProgress(w io.Writer) *Progress {
+	p := &Progress{w: w}
 	if f, ok := w.(*os.File); ok {
 		info, err := f.Stat()
 		p.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
@@ -31,17 +32,18 @@ func newProgress(w io.Writer) *progress {
 	return p
 }
 
-func (p *progress) title(layout string) { p.layout = layout }
+// Title says what the phases to come are of.
+func (p *Progress) Title(what string) { p.what = what }
 
-// start begins a phase, which is shown when it lasts.
-func (p *progress) start(phase string) {
+// Start begins a phase, which is shown when it lasts.
+func (p *Progress) Start(phase string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.phase, p.begin, p.shown = phase, time.Now(), time.Now()
 }
 
-// at shows that so many of all are done.
-func (p *progress) at(done, all int64) {
+// At shows that so many of all are done.
+func (p *Progress) At(done, all int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pause := 5 * time.Second
@@ -53,7 +55,7 @@ func (p *progress) at(done, all int64) {
 	}
 	p.shown = time.Now()
 	spent := time.Since(p.begin)
-	text := fmt.Sprintf("%s: %s", p.layout, p.phase)
+	text := fmt.Sprintf("%s: %s", p.what, p.phase)
 	if all > 0 && done > 0 {
 		share := float64(done) / float64(all)
 		left := time.Duration(float64(spent) * (1 - share) / share).Round(time.Second)
@@ -69,10 +71,10 @@ func (p *progress) at(done, all int64) {
 	}
 }
 
-// during runs a phase that cannot tell how far it is.
-func (p *progress) during(phase string, run func() error) error {
-	p.start(phase)
-	defer p.clear()
+// During runs a phase that cannot tell how far it is.
+func (p *Progress) During(phase string, run func() error) error {
+	p.Start(phase)
+	defer p.Clear()
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -83,7 +85,7 @@ func (p *progress) during(phase string, run func() error) error {
 			case <-stop:
 				return
 			case <-tick.C:
-				p.at(0, 0)
+				p.At(0, 0)
 			}
 		}
 	}()
@@ -91,8 +93,8 @@ func (p *progress) during(phase string, run func() error) error {
 	return run()
 }
 
-// clear removes the line from a terminal.
-func (p *progress) clear() {
+// Clear removes the line from a terminal.
+func (p *Progress) Clear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.terminal {
