@@ -188,3 +188,23 @@ func TestMarkDuringAFill(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, feedcache.Unseen{N: 3, Mark: 7}, got)
 }
+
+// A mark that lies below the head of a feed, which is merged with an outbox that
+// is all head.
+func TestHybridCountsBelowTheHeadOfAFeed(t *testing.T) {
+	t.Parallel()
+	ctx, rdb := t.Context(), testserver.Redis(t)
+	var home, posts table
+	home.insert(1, seq(700, 1)...)
+	posts.insert(9, 701, 702, 703)
+	home.insert(1, 701, 702, 703)
+	mark := func(context.Context, int64) (int64, error) { return 100, nil }
+	feeds := open(t, rdb, home.Source, feedcache.Config{Prefix: "home", Mark: mark})
+	hybrid, err := feedcache.NewHybrid(feeds, open(t, rdb, posts.Source, feedcache.Config{Prefix: "outbox"}), pulls{9})
+	require.NoError(t, err)
+	for range 2 { // cold, then warm
+		unseen, err := hybrid.Unseen(ctx, 1)
+		require.NoError(t, err)
+		require.Equal(t, feedcache.Unseen{N: 603, Mark: 100}, unseen)
+	}
+}
