@@ -113,3 +113,82 @@ func TestSwitchCatchesUp(t *testing.T) {
 		}
 	}
 }
+
+// One follower pulls an author whom the others get pushed, from before it begins
+// until after it ends, in the order that the docs give: after each step, and a
+// post between any two, the page has all posts.
+func TestOneFollowerPullsAnAuthor(t *testing.T) {
+	t.Parallel()
+	ctx, rdb := t.Context(), testserver.Redis(t)
+	const author, puller, other = 9, 1, 2
+	var home, posts table
+	pulled, leftOut := false, false
+	followers := func(_ context.Context, _, after int64, n int) ([]int64, error) {
+		all := []int64{puller, other}
+		if leftOut {
+			all = all[1:]
+		}
+		all = slices.DeleteFunc(all, func(owner int64) bool { return owner <= after })
+		return all[:min(n, len(all))], nil
+	}
+	feeds := open(t, rdb, home.Source, feedcache.Config{Prefix: "home"})
+	outboxes := open(t, rdb, posts.Source, feedcache.Config{Prefix: "outbox"})
+	hybrid, err := feedcache.NewHybrid(feeds, outboxes, pulledBy(func(owner int64) []int64 {
+		if pulled && owner == puller {
+			return []int64{author}
+		}
+		return nil
+	}))
+	require.NoError(t, err)
+	fanout, err := feedcache.NewFanout(feeds, followers, feedcache.FanoutConfig{Outboxes: outboxes})
+	require.NoError(t, err)
+	post := func() {
+		t.Helper()
+		id := int64(len(posts.newest(author)) + 1)
+		posts.insert(author, id)
+		home.insert(puller, id)
+		home.insert(other, id)
+		_, err := fanout.Run(ctx, feedcache.Job{Author: author, IDs: []int64{id}}, nil)
+		require.NoError(t, err)
+		for _, owner := range []int64{puller, other} {
+			got, err := walk(ctx, hybrid, owner, 3)
+			require.NoError(t, err)
+			require.Equal(t, posts.newest(author), got, "owner %d", owner)
+		}
+	}
+	ownFeed := func() []int64 {
+		t.Helper()
+		got, err := walk(ctx, feeds, puller, 100)
+		require.NoError(t, err)
+		return got
+	}
+	for range 2 { // there and back, twice
+		post()
+		pulled = true
+		post()
+		leftOut = true
+		post()
+		post()
+		require.Less(t, len(ownFeed()), len(posts.newest(author)), "it was not pushed")
+		leftOut = false
+		post()
+		require.NoError(t, feeds.Edit(ctx, puller, func(ids []int64) ([]int64, error) {
+			return append(ids, posts.newest(author)...), nil
+		}))
+		post()
+		pulled = false
+		post()
+		require.Equal(t, posts.newest(author), ownFeed())
+	}
+	require.Zero(t, feeds.Stats().RedisFailures)
+	require.EqualValues(t, 2, feeds.Stats().Rebuilds, "the feeds have been warm since")
+}
+
+// pulledBy says whose outboxes an owner pulls.
+type pulledBy func(owner int64) []int64
+
+func (p pulledBy) Pulled(_ context.Context, owner int64) ([]int64, error) { return p(owner), nil }
+func (p pulledBy) Skip(context.Context, int64, int64) (bool, error)       { return false, nil }
+func (p pulledBy) Set(context.Context, int64, feedcache.Route) (int64, error) {
+	return 0, errors.New("not asked for")
+}
