@@ -81,10 +81,10 @@ func (s *standby) follow(ctx context.Context, replica *redis.Client, port int, l
 	})
 }
 
-// eventually tries until there is no error, for 20 s at most.
+// eventually tries until there is no error, for a minute at most.
 func eventually(try func() error) error {
 	err := try()
-	for end := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(end); err = try() {
+	for end := time.Now().Add(time.Minute); err != nil && time.Now().Before(end); err = try() {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return err

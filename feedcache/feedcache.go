@@ -56,11 +56,10 @@
 //     ID, which changes when a server starts or becomes a primary. A feed of
 //     another one may have lost pushes, and counts as absent.
 //
-// Of the layouts that keep the IDs exact this one was the smallest and nearly
-// the fastest: a string that grows by APPEND costs 18 bytes an entry, as Redis
-// doubles its buffer, one with free slots needs a script for each push, and a
-// list of single IDs is slow to read (BenchmarkPush and BenchmarkPage have them
-// all).
+// Of the layouts that keep the IDs exact this one takes the most pushes, by a
+// factor of two and more, and is as small as any: a string that grows by APPEND
+// costs 18 bytes an entry, as Redis doubles its buffer, and one with free slots
+// needs a script for each push (BenchmarkPush and BenchmarkPage have them all).
 //
 // A [Hybrid] reads a feed together with the outboxes of authors who have too
 // many followers for fan-out. A [Fanout] delivers to all followers of an author
