@@ -199,14 +199,6 @@ func (f *Feeds) renew(ctx context.Context, owner int64, v view) {
 	f.run(ctx, swapScript, []call{f.swap(f.key(owner), f.fit(v), f.cfg.TTL)})
 }
 
-// fit trims a view that holds all of a feed.
-func (f *Feeds) fit(v view) view {
-	if v.whole {
-		return v.trim(f.cfg.Cap)
-	}
-	return v
-}
-
 // sleep waits for d, or until ctx ends, and reports whether ctx lasted as long.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
