@@ -57,6 +57,7 @@ func (f *Feeds) lease(ctx context.Context, owner int64, tag string) (glance, err
 	if err != nil {
 		return glance{}, err
 	}
+	leave = sync.OnceFunc(leave)
 	defer leave()
 	h := header{tag: newTag(building)}
 	before, after := h.encode()
@@ -69,15 +70,17 @@ func (f *Feeds) lease(ctx context.Context, owner int64, tag string) (glance, err
 		f.note(Event{Kind: RedisFailure, Owner: owner, Err: fmt.Errorf("taking a lease: %w", because(ctx, err))})
 		return glance{view: nothing}, nil
 	}
-	v, err := f.fill(ctx, owner, h)
+	v, err := f.fill(ctx, owner, h, leave)
 	return glance{v, warm}, err
 }
 
 // fill reads the Source under a lease and stores the result, unless the lease
-// has run out. The result is right in either case.
-func (f *Feeds) fill(ctx context.Context, owner int64, h header) (view, error) {
+// has run out. The result is right in either case. It leaves the Source to others
+// before it stores, as Redis may hang.
+func (f *Feeds) fill(ctx context.Context, owner int64, h header, leave func()) (view, error) {
 	begin := time.Now()
 	v, err := f.rebuilt(ctx, owner)
+	leave()
 	if err != nil {
 		f.giveBack(ctx, owner)
 		return view{}, err

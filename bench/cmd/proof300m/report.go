@@ -1,11 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/shardgram/shardgram/bench/internal/proof"
@@ -102,20 +99,5 @@ func (r *report) trouble() error {
 const name = "hashkv-300m"
 
 func (r *report) write(cfg config) error {
-	if err := os.MkdirAll(cfg.out, 0o755); err != nil {
-		return err
-	}
-	file := filepath.Join(cfg.out, name)
-	err := errors.Join(
-		os.WriteFile(file+".md", []byte(r.markdown()), 0o644),
-		r.chart(file+".png", file+".svg"),
-	)
-	if err != nil || cfg.json == "" {
-		return err
-	}
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(cfg.json, append(text, '\n'), 0o644)
+	return proof.Write(cfg.out, name, r.markdown(), r.chart, cfg.json, r)
 }

@@ -3,9 +3,12 @@
 package proof
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -75,4 +78,25 @@ func Count(n int64) string {
 		text = text[:at] + "," + text[at:]
 	}
 	return text
+}
+
+// Write writes a report to the folder dir: the Markdown of it, its chart as PNG
+// and SVG, and, where jsonFile is not empty, all its figures to that file.
+func Write(dir, name, markdown string, chart func(files ...string) error, jsonFile string, figures any) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	file := filepath.Join(dir, name)
+	err := errors.Join(
+		os.WriteFile(file+".md", []byte(markdown), 0o644),
+		chart(file+".png", file+".svg"),
+	)
+	if err != nil || jsonFile == "" {
+		return err
+	}
+	text, err := json.MarshalIndent(figures, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(jsonFile, append(text, '\n'), 0o644)
 }

@@ -299,7 +299,9 @@ func TestTheFeedIsRightWhileRedisIsGone(t *testing.T) {
 	require.NoError(t, err)
 	require.Positive(t, r.count(t, unfinished))
 	require.Equal(t, append([]idgen.ID{p.ID}, want...), r.home(t, bob, 4))
-	time.Sleep(2 * time.Second) // longer than a restart takes
+	eventually(t, "it was tried several times", func() bool {
+		return r.count(t, "jobs.river_job where (metadata->>'snoozes')::int >= 3") > 0
+	})
 	require.Positive(t, r.count(t, unfinished))
 	require.NoError(t, r.redis.Restart(t.Context()))
 	begin := time.Now()
