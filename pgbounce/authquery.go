@@ -1,0 +1,103 @@
+package pgbounce
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"net"
+	"strconv"
+	"sync"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// defaultAuthQuery names everything with its schema, so that no search_path can
+// put something else in its place, and gives out no password that has expired.
+const defaultAuthQuery = `select rolname::pg_catalog.text, case when rolvaliduntil operator(pg_catalog.<) pg_catalog.now() then null else rolpassword end
+from pg_catalog.pg_authid where rolname operator(pg_catalog.=) $1 and rolcanlogin`
+
+// An asker asks one database for secrets, over a connection of its own that no
+// client has ever used.
+type asker struct {
+	mu   sync.Mutex
+	conn *pgconn.PgConn
+}
+
+// authQuery asks PostgreSQL for a user's secret.
+func (b *Bouncer) authQuery(ctx context.Context, d *database, as, user string) (text string, known bool, err error) {
+	cfg, db := b.config(), d.config()
+	if name := cmp.Or(db.AuthDatabase, cfg.Auth.Database); name != "" && name != d.name {
+		other := b.database(name)
+		if other == nil {
+			return "", false, fatal("08P01", "bouncer config error")
+		}
+		d, db = other, other.config()
+	}
+	query := cmp.Or(db.AuthQuery, cfg.Auth.Query, defaultAuthQuery)
+	b.mu.Lock()
+	a := b.askers[d.name]
+	if a == nil {
+		a = &asker{}
+		b.askers[d.name] = a
+	}
+	b.mu.Unlock()
+
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for try := 0; ; try++ {
+		fresh := a.conn == nil || a.conn.IsClosed()
+		if fresh {
+			if a.conn, err = b.dialAsker(ctx, d, as); err != nil {
+				b.log().Error("pgbounce: auth_query failed", "database", d.name, "error", err.Error())
+				return "", false, fatal("08P01", "bouncer config error")
+			}
+		}
+		r := a.conn.ExecParams(ctx, query, [][]byte{[]byte(user)}, nil, nil, nil).Read()
+		if r.Err == nil {
+			if len(r.Rows) == 0 || len(r.Rows[0]) < 2 || r.Rows[0][1] == nil {
+				return "", false, nil
+			}
+			return string(r.Rows[0][1]), true, nil
+		}
+		_ = a.conn.Close(ctx)
+		if fresh || try > 0 || ctx.Err() != nil {
+			b.log().Error("pgbounce: auth_query failed", "database", d.name, "error", r.Err.Error())
+			return "", false, fatal("08P01", "bouncer config error")
+		}
+	}
+}
+
+func (b *Bouncer) dialAsker(ctx context.Context, d *database, as string) (*pgconn.PgConn, error) {
+	cfg, db := b.config(), d.config()
+	c, err := pgconn.ParseConfig("host=localhost sslmode=disable")
+	if err != nil {
+		return nil, err
+	}
+	network, addr := db.address(0)
+	c.Host = db.host(0)
+	c.Port = uint16(cmp.Or(db.Port, 5432))
+	c.User, c.Password = as, cfg.Auth.Secrets[as]
+	if as == db.User && db.Password != "" {
+		c.Password = db.Password
+	}
+	c.Database = cmp.Or(db.Name, d.name)
+	c.RuntimeParams = map[string]string{"application_name": "pgbounce auth_query"}
+	c.ConnectTimeout = cfg.ServerConnectTimeout
+	c.Fallbacks = nil
+	c.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
+	c.DialFunc = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, addr)
+	}
+	if t := cfg.ServerTLS; t.Mode > TLSAllow && network != "unix" {
+		c.TLSConfig = t.clientConfig(db.host(0))
+		if t.Mode == TLSPrefer {
+			c.Fallbacks = []*pgconn.FallbackConfig{{Host: c.Host, Port: c.Port}}
+		}
+	}
+	return pgconn.ConnectConfig(ctx, c)
+}
+
+var (
+	_ = strconv.Itoa
+	_ tls.Config
+)
