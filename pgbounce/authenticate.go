@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 )
 
@@ -30,7 +31,7 @@ func (b *Bouncer) authenticate(ctx context.Context, s *startup, conn net.Conn, i
 		method = "trust"
 	}
 	if method == "hba" {
-		m, mapped, ok := cfg.Auth.HBA.match(s.database, s.user, conn.RemoteAddr(), encrypted, s.replication != "")
+		m, mapped, ok := cfg.Auth.HBA.match(s.database, s.user, conn.RemoteAddr(), encrypted, s.replication != "" && !strings.EqualFold(s.replication, "database"))
 		if !ok || m == "reject" {
 			return credentials{}, fatal("28000", "pg_hba.conf rejects connection")
 		}
@@ -70,11 +71,9 @@ func (b *Bouncer) authenticate(ctx context.Context, s *startup, conn net.Conn, i
 	case "plain", "password":
 		return b.askPlain(s, conn, sec, known, text)
 	case "md5":
+		// Who does not exist looks like most who do: with a SCRAM secret.
 		if sec.scram == nil && known {
 			return b.askMD5(s, conn, sec, text)
-		}
-		if !known {
-			return b.askMD5(s, conn, secret{}, "")
 		}
 	}
 	return b.askSCRAM(s, conn, sec, known, text)

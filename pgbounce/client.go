@@ -30,18 +30,21 @@ type client struct {
 	params  parameters
 	route   route
 
-	mode    Mode
-	mapping bool // statements are kept for it, under other names on servers
-	warned  bool // it was told of pins
-	login   credentials
-	pinned  bool // it keeps its server until it leaves
-	leaving bool
-	skipping bool // it has got an error, and nothing more before its Sync
-	failure *wireError // what ends it, once its answer is written
+	mode     Mode
+	mapping  bool // statements are kept for it, under other names on servers
+	warned   bool // it was told of pins
+	login    credentials
+	pinned   bool // it keeps its server until it leaves
+	leaving  bool
+	doubts   bool       // it waits for answers about names
+	skipping bool       // it has got an error, and nothing more before its Sync
+	failure  *wireError // what ends it, once its answer is written
+	refusal  *wireError // what its next request is answered with
 
 	home      atomic.Pointer[loop] // its loop, for others to know
 	release   func()               // of its seat
 	addr      net.Addr
+	local     net.Addr
 	key       cancelKey
 	user      string
 	database  string
@@ -86,7 +89,7 @@ func (c *client) flow() {
 }
 
 func (c *client) mayRead() bool {
-	if c.shut || c.leaving || c.failure != nil || c.waiter.waiting {
+	if c.shut || c.leaving || c.failure != nil || c.waiter.waiting || c.doubts || c.b.suspended.Load() {
 		return false
 	}
 	if s := c.server; s != nil {
@@ -142,8 +145,6 @@ func (c *client) consume(data []byte) {
 		l.out.reset()
 		return
 	}
-	// What is left must outlive data, which may be what is held now.
-	c.hold(left)
 	if out := l.out.bytes(); len(out) > 0 {
 		if s := c.server; s != nil {
 			if err := s.write(out); err != nil {
@@ -153,6 +154,13 @@ func (c *client) consume(data []byte) {
 			}
 		}
 		l.out.reset()
+	}
+	// Only now: what was written may lie in what is held.
+	c.hold(left)
+	if err := c.refusal; err != nil {
+		c.refusal = nil
+		c.refuse(err)
+		return
 	}
 	switch {
 	case c.failure != nil:
@@ -355,7 +363,7 @@ func (c *client) answer(p []byte) {
 func (c *client) link() bool {
 	pool, err := c.target()
 	if err != nil {
-		c.failure = err
+		c.refusal = err
 		return false
 	}
 	c.requested = c.loop.now
@@ -376,6 +384,10 @@ func (c *client) linked(s *server) {
 
 // resume goes on with what is held.
 func (c *client) resume() {
+	if c.shut || c.waiter.waiting || c.failure != nil || c.server != nil && c.server.chore != nil {
+		return
+	}
+	c.doubts = false
 	c.consume(c.held)
 	if !c.shut && c.readable {
 		c.later()
@@ -490,6 +502,10 @@ func (c *client) message(p []byte, size int) int {
 	s, out := c.server, &c.loop.out
 	q := &s.queue
 	switch p[0] {
+	case 'P', 'B', 'D', 'C', 'E':
+		s.unsynced = true // until a Sync, even if all of it is answered
+	}
+	switch p[0] {
 	case 'X':
 		c.leaving = true
 		return -1
@@ -502,7 +518,7 @@ func (c *client) message(p []byte, size int) int {
 		}
 		if !q.failed {
 			q.push(request{kind: 'Q'})
-			c.unnamed, s.unnamed = nil, nil
+			c.unnamed, s.unnamed, s.unsynced = nil, nil, false
 			s.started()
 		}
 	case 'F':
@@ -514,7 +530,7 @@ func (c *client) message(p []byte, size int) int {
 		if !s.copyIn {
 			q.push(request{kind: 'S'})
 		}
-		q.failed = false
+		q.failed, s.unsynced = false, false
 	case 'E':
 		if !q.failed {
 			q.push(request{kind: 'E'})
@@ -567,7 +583,7 @@ func (c *client) parse(p []byte, size int) int {
 		c.rest, c.drop = size-len(p), false
 		return len(p)
 	}
-	if len(p) < size {
+	if len(p) < size || c.inDoubt() {
 		return 0
 	}
 	c.parses++
@@ -620,6 +636,13 @@ func (c *client) parse(p []byte, size int) int {
 	}
 	c.stmts[n.name] = n
 	if s.served.use(st) {
+		if s.status == 'E' || q.readies > 0 {
+			// In a failed transaction it would be refused.
+			q.push(request{kind: 'P', how: probed, name: n, statement: st})
+			s.unnamed = nil
+			out.add(appendParse(nil, "", st.body))
+			return size
+		}
 		q.push(request{kind: 'P', how: faked, name: n, statement: st})
 		s.settle()
 		return size
@@ -679,6 +702,9 @@ func (c *client) useStatement(p []byte, size int) int {
 		if _, _, _, ok := names(kind, p[headerSize:]); !ok || kind != 'B' {
 			return 0
 		}
+	}
+	if c.inDoubt() {
+		return 0
 	}
 	portal, name, rest, ok := names(kind, p[headerSize:min(size, len(p))])
 	if !ok && size > headerSize+maxNames {
@@ -750,6 +776,13 @@ func (c *client) bound(st *statement) {
 	}
 }
 
+// inDoubt tells whether it depends on answers that have not come what a name
+// stands for. The client waits for them.
+func (c *client) inDoubt() bool {
+	c.doubts = c.server.queue.unsure > 0
+	return c.doubts
+}
+
 // names returns the two names at the begin of a Bind, or of a Describe or
 // Close the kind of its object and the name.
 func names(kind byte, body []byte) (first, name, rest []byte, ok bool) {
@@ -815,7 +848,7 @@ func (c *client) undo(s *server, r *request, ran bool) {
 			}
 		}
 	case r.kind == 'P' && r.how != taken:
-		if r.how != faked {
+		if r.how == forwarded || r.how == injected {
 			s.unserve(r.statement)
 		}
 		if r.how != injected && c != nil && c.stmts[r.name.name] == r.name {

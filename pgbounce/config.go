@@ -2,12 +2,12 @@ package pgbounce
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"math"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -219,6 +219,9 @@ type Config struct {
 	Admins   []string
 	Watchers []string
 
+	// Admin is what the console needs of the program around it.
+	Admin AdminHooks
+
 	// Peers are the other processes that listen at the same address, by their
 	// number, and PeerID, 1 to 16383, is this one's. A cancel request that
 	// reaches the wrong process is passed on.
@@ -236,6 +239,20 @@ type Config struct {
 	// QuietConnections leaves the coming and going of clients and servers out
 	// of the log.
 	QuietConnections bool
+}
+
+// AdminHooks let the console do what only the program around a Bouncer can. A
+// command whose hook is nil is answered with an error, except SHUTDOWN, which
+// then is Shutdown.
+type AdminHooks struct {
+	// Reload reads the configuration anew and gives it to Bouncer.Reload.
+	Reload func(context.Context) error
+	// Settings are key, value, default, and yes or no for changeable.
+	Settings func() [][4]string
+	// Set changes one of them.
+	Set func(key, value string) error
+	// Stop ends the program: at once, or after "transactions" or "clients".
+	Stop func(after string)
 }
 
 // A Database is where a database that clients name is to be found.
@@ -261,6 +278,11 @@ type Database struct {
 	AuthUser     string
 	AuthQuery    string
 	AuthDatabase string
+
+	// ReadOnly is the name in Config.Databases of what serves read-only
+	// transactions of clients that ask for that, such as its replicas.
+	// Default: this database.
+	ReadOnly string
 
 	// ConnectQuery is sent to each new server.
 	ConnectQuery string
@@ -473,6 +495,3 @@ func mapsEqual(a, b map[string]string) bool {
 	}
 	return true
 }
-
-// defaultUser is who PostgreSQL's own programs log in as without a name.
-func defaultUser() string { return os.Getenv("USER") }

@@ -19,7 +19,6 @@ type database struct {
 	removed  atomic.Bool
 	// hungry are pools that wait for the limit of servers to let them.
 	hungry atomic.Pointer[[]hungry]
-	quiet  chan struct{} // signalled when a server has come to rest
 
 	// Under the Bouncer's lock:
 	pools   map[poolKey]*pool
@@ -28,7 +27,10 @@ type database struct {
 	auto    bool // made from "*"
 }
 
-type poolKey struct{ user, node string }
+type poolKey struct {
+	user, node string
+	mode       Mode
+}
 
 type hungry struct {
 	pool  *pool
@@ -151,16 +153,6 @@ func (d *database) free(p *pool) {
 	}
 }
 
-// settled wakes those who wait for the database to come to rest.
-func (d *database) settled() {
-	if d.paused.Load() {
-		select {
-		case d.quiet <- struct{}{}:
-		default:
-		}
-	}
-}
-
 // database returns the one clients call so, or nil.
 func (b *Bouncer) database(name string) *database {
 	b.mu.Lock()
@@ -176,8 +168,9 @@ func (b *Bouncer) database(name string) *database {
 }
 
 func (b *Bouncer) addDatabaseLocked(name string, cfg Database, auto bool) *database {
-	d := &database{b: b, name: name, pools: map[poolKey]*pool{}, auto: auto, quiet: make(chan struct{}, 1)}
+	d := &database{b: b, name: name, pools: map[poolKey]*pool{}, auto: auto}
 	d.cfg.Store(&cfg)
+	d.paused.Store(b.paused.Load())
 	b.databases[name] = d
 	return d
 }
@@ -194,7 +187,8 @@ func (b *Bouncer) poolOf(d *database, user string, login credentials) *pool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	key := poolKey{user: user}
+	mode := b.modeOf(cfg, user)
+	key := poolKey{user: user, mode: mode}
 	p := d.pools[key]
 	if p == nil {
 		name := cfg.Name
@@ -202,7 +196,7 @@ func (b *Bouncer) poolOf(d *database, user string, login credentials) *pool {
 			name = d.name
 		}
 		p = &pool{b: b, db: d, user: user, as: as, forDB: name, greeted: make(chan struct{}), login: login}
-		p.mode = b.modeOf(cfg, user)
+		p.mode = mode
 		d.pools[key] = p
 	} else if !login.empty() {
 		p.mu.Lock()

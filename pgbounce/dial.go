@@ -222,6 +222,9 @@ func (a *serverAuth) answer(body []byte) error {
 	kind, rest := binary.BigEndian.Uint32(body), body[4:]
 	switch kind {
 	case 0:
+		if a.scram != nil && !a.scram.verified {
+			return errors.New("server has not proved that it knows the password")
+		}
 		a.done = true
 		return nil
 	case 3:

@@ -19,6 +19,7 @@ func (b *Bouncer) janitor() {
 		case <-tick.C:
 		}
 		for _, p := range b.allPools() {
+			p.stats.tick(b.clock())
 			p.tidy()
 		}
 		b.tidyClients()
@@ -45,7 +46,7 @@ func (p *pool) tidy() {
 	idle := slices.Clone(p.idle)
 	least := p.leastLocked()
 	for _, s := range idle {
-		tooOld := s.lifetime > 0 && now-s.connected > s.lifetime || s.epoch != p.epoch
+		tooOld := s.lifetime > 0 && now-s.connected > s.lifetime || s.epoch != p.epoch.Load()
 		idles := cfg.ServerIdleTimeout > 0 && now-s.idleSince > cfg.ServerIdleTimeout && len(p.all)-len(old) > least
 		if tooOld || idles {
 			old = append(old, s)
@@ -81,12 +82,7 @@ func (p *pool) tidy() {
 		p.expire(s)
 	}
 	for _, s := range young {
-		p.mu.Lock()
-		l := s.loop
-		p.mu.Unlock()
-		if l != nil {
-			l.do(func() { s.tidy() })
-		}
+		s.post(s.tidy)
 	}
 	for range want {
 		if !p.open() {
@@ -109,9 +105,6 @@ func (p *pool) leastLocked() int {
 // tidy ends a linked or recovering server that has lasted too long. It runs on
 // the server's loop.
 func (s *server) tidy() {
-	if s.shut {
-		return
-	}
 	cfg, now := s.b.config(), s.loop.now
 	if s.draining {
 		if now-s.drainSince > cfg.RecoverTimeout {

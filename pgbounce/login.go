@@ -33,7 +33,7 @@ func (b *Bouncer) serve(conn net.Conn, inProcess bool) {
 	}
 	counted := false
 	if err == nil {
-		if err = b.admit(); err == nil {
+		if err = b.admit(s.database == "pgbouncer"); err == nil {
 			counted = true
 			err = b.logIn(ctx, s, conn, inProcess, stop)
 		}
@@ -44,7 +44,7 @@ func (b *Bouncer) serve(conn net.Conn, inProcess bool) {
 	if counted {
 		b.clientCount.Add(-1)
 	}
-	if cause := context.Cause(ctx); cause != nil {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, errHandedOver) {
 		err = cause
 		_ = conn.SetDeadline(time.Now().Add(time.Second))
 	}
@@ -65,8 +65,12 @@ func (b *Bouncer) serve(conn net.Conn, inProcess bool) {
 var errHandedOver = errors.New("pgbounce: the connection was served by the console")
 
 // admit counts one client more, unless there are too many.
-func (b *Bouncer) admit() error {
-	if n := b.clientCount.Add(1); n > int64(b.config().MaxClients) {
+func (b *Bouncer) admit(console bool) error {
+	limit := int64(b.config().MaxClients)
+	if console {
+		limit += 16 // it is wanted most when all places are taken
+	}
+	if b.clientCount.Add(1) > limit {
 		b.clientCount.Add(-1)
 		return fatal("53300", "no more connections allowed (max_client_conn)")
 	}
@@ -121,7 +125,7 @@ func (b *Bouncer) logIn(ctx context.Context, s *startup, conn net.Conn, inProces
 	}
 	c := &client{
 		b: b, pool: p, mode: p.mode, user: s.user, database: s.database, login: login,
-		addr: conn.RemoteAddr(), id: b.nextID(), release: release,
+		addr: conn.RemoteAddr(), local: conn.LocalAddr(), id: b.nextID(), release: release,
 	}
 	if err := c.apply(s, w); err != nil {
 		release()
@@ -223,6 +227,9 @@ func (b *Bouncer) seat(d *database, user string) (release func(), err error) {
 // that is done, because the sender waits for its end.
 func (b *Bouncer) serveCancel(ctx context.Context, s *startup) {
 	defer s.conn.Close()
+	if b.consoles.interrupt(*s.cancel) {
+		return
+	}
 	c := b.cancels.find(*s.cancel)
 	if c == nil {
 		b.forwardCancel(ctx, *s.cancel)

@@ -20,14 +20,15 @@ type loop struct {
 	poller *poller
 
 	mu    sync.Mutex
-	wires []*wire // by file descriptor
-	again []*wire // those that have more to read, for the next turn
+	wires []*wire  // by file descriptor
+	again []*wire  // those that have more to read, for the next turn
 	tasks []func() // for the next turn as well
 	spare [][]byte // empty buffers of heldSize
-	buf   []byte  // for one read
-	out   builder // for one write
+	buf   []byte   // for one read
+	out   builder  // for one write
 	now   time.Duration
-	depth int // of links made inside one another
+	moved *server // the last one that went to another loop
+	depth int     // of links made inside one another
 
 	posts struct {
 		sync.Mutex

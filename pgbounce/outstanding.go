@@ -27,6 +27,7 @@ const (
 	injected      // ours: its answer is not for the client
 	faked         // ours to answer: the server has not seen it
 	taken         // a P of a name that is taken: forwarded, and bound to fail
+	probed        // a P of what the server has, sent to see whether it may be now
 )
 
 // maxOutstanding bounds what a client may make us remember.
@@ -40,6 +41,10 @@ type outstanding struct {
 	// failed tells that the server skips everything up to the next Sync, which
 	// it has not been sent yet.
 	failed bool
+	// readies is how many Z will come for what is in the queue, and unsure how
+	// many of its requests about names lie before the last of them: what they
+	// do is not known yet.
+	readies, unsure, fresh int
 }
 
 func (o *outstanding) push(r request) {
@@ -52,6 +57,21 @@ func (o *outstanding) push(r request) {
 	}
 	*o.at(o.n) = r
 	o.n++
+	switch {
+	case r.ends():
+		o.readies++
+		o.unsure, o.fresh = o.unsure+o.fresh, 0
+	case r.names():
+		o.fresh++
+	}
+}
+
+// ends tells whether a Z answers the request.
+func (r *request) ends() bool { return r.kind == 'S' || r.kind == 'Q' || r.kind == 'F' }
+
+// names tells whether the request changes what a name stands for.
+func (r *request) names() bool {
+	return (r.kind == 'P' || r.kind == 'C') && (r.name != nil || r.statement != nil)
 }
 
 func (o *outstanding) at(i int) *request { return &o.ring[(o.head+i)&(len(o.ring)-1)] }
@@ -65,6 +85,7 @@ func (o *outstanding) first() *request {
 }
 
 func (o *outstanding) pop() {
+	o.forget(o.at(0))
 	*o.at(0) = request{}
 	o.head = (o.head + 1) & (len(o.ring) - 1)
 	o.n--
@@ -73,8 +94,21 @@ func (o *outstanding) pop() {
 	}
 }
 
+// forget takes a request out of the counts.
+func (o *outstanding) forget(r *request) {
+	switch {
+	case r.ends():
+		o.readies--
+	case r.names() && o.unsure > 0:
+		o.unsure--
+	case r.names():
+		o.fresh--
+	}
+}
+
 // remove takes the i-th request out.
 func (o *outstanding) remove(i int) {
+	o.forget(o.at(i))
 	for ; i < o.n-1; i++ {
 		*o.at(i) = *o.at(i + 1)
 	}

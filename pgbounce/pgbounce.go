@@ -25,10 +25,13 @@ type Bouncer struct {
 	statements statements
 	cancels    cancels
 	scrams     scrams
+	consoles   consoles
 	ids        atomic.Uint64
 
 	clientCount atomic.Int64
 	closing     atomic.Bool
+	paused      atomic.Bool // all databases are, and those that come
+	suspended   atomic.Bool
 
 	// life ends with Close, and with it everything that goroutines wait for.
 	life       context.Context
@@ -270,7 +273,7 @@ func (b *Bouncer) Close() error {
 		}
 	}
 	for _, p := range b.allPools() {
-		p.close()
+		p.shut()
 	}
 	for _, l := range loops {
 		l.closed.Store(true)
@@ -296,25 +299,6 @@ func (b *Bouncer) allClients() []*client {
 		clients = append(clients, c)
 	}
 	return clients
-}
-
-// close closes all servers of a pool.
-func (p *pool) close() {
-	p.mu.Lock()
-	p.closed = true
-	all := slices.Clone(p.all)
-	p.mu.Unlock()
-	for _, s := range all {
-		p.mu.Lock()
-		l := s.loop
-		p.mu.Unlock()
-		l.call(func() {
-			if !s.shut {
-				_ = s.write(appendHeader(nil, 'X', 0))
-				s.end("pooler is shutting down")
-			}
-		})
-	}
 }
 
 func (b *Bouncer) logClient(c *client, what string) {

@@ -1,7 +1,5 @@
 package pgbounce
 
-import "bytes"
-
 // pinned tells whether SQL has an effect that outlives its transaction, as far
 // as its text tells: it listens, locks for the session, makes a temporary
 // table, or a cursor WITH HOLD.
@@ -30,7 +28,15 @@ func pinned(sql []byte) bool {
 }
 
 func prefix(s []byte, lower string) bool {
-	return len(s) >= len(lower) && bytes.EqualFold(s[:len(lower)], []byte(lower))
+	if len(s) < len(lower) {
+		return false
+	}
+	for i := range len(lower) {
+		if s[i]|0x20 != lower[i]|0x20 {
+			return false
+		}
+	}
+	return true
 }
 
 func word(s []byte, i int, lower string) bool {

@@ -16,7 +16,7 @@ func (p *poller) remove(int)           {}
 func (p *poller) poll() int            { return 0 }
 func (p *poller) wait() int            { <-p.wakeups; return 0 }
 func (p *poller) woken()               {}
-func (p *poller) fd() int               { return -2 }
+func (p *poller) fd() int              { return -2 }
 func (p *poller) close()               {}
 
 func (p *poller) event(int) (fd int, readable, writable bool) { return -1, false, false }

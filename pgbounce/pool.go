@@ -22,20 +22,20 @@ type pool struct {
 	// replication, if set, is the startup parameter of its servers, which
 	// serve one client each.
 	replication string
-	stats stats
+	stats       stats
 
 	mu      sync.Mutex
 	all     []*server
 	idle    []*server // the last one was used last
 	opening int
 	size    atomic.Int32 // all and opening
-	first   *client // the queue of waiters
+	first   *client      // the queue of waiters
 	last    *client
 	waiters int
 	clients int
 	nextTry time.Duration // after a failed login
 	failure error
-	epoch   uint64 // RECONNECT closes servers of earlier ones
+	epoch   atomic.Uint64 // RECONNECT closes servers of earlier ones
 	welcome *welcome
 	greeted chan struct{} // closed when welcome or failure is there
 	turn    int           // of the database's hosts
@@ -50,7 +50,7 @@ func (p *pool) take(c *client) *server {
 	if p.first == nil && !p.db.paused.Load() {
 		for len(p.idle) > 0 {
 			s := p.popIdleLocked(c.loop)
-			if s.shut || s.dead || s.epoch != p.epoch {
+			if s.shut || s.dead || s.epoch != p.epoch.Load() {
 				p.mu.Unlock()
 				p.expire(s)
 				p.mu.Lock()
@@ -152,18 +152,22 @@ func (p *pool) give(s *server) {
 		p.mu.Unlock()
 		return
 	}
-	old := s.dead || p.closed || p.replication != "" && s.used || s.epoch != p.epoch || s.lifetime > 0 && now-s.connected > s.lifetime || p.db.yields(p)
+	old := s.dead || p.closed || p.replication != "" && s.used || s.epoch != p.epoch.Load() || s.lifetime > 0 && now-s.connected > s.lifetime || p.db.yields(p)
 	if old {
 		p.mu.Unlock()
 		p.expire(s)
 		return
 	}
 	c := p.first
-	if c == nil || p.db.paused.Load() {
+	if p.db.paused.Load() {
+		p.mu.Unlock()
+		p.expire(s)
+		return
+	}
+	if c == nil {
 		s.state = serverIdle
 		p.idle = append(p.idle, s)
 		p.mu.Unlock()
-		p.db.settled()
 		return
 	}
 	p.dequeueLocked(c)
@@ -208,10 +212,11 @@ func (p *pool) move(s *server, c *client) {
 		return
 	}
 	from.detach(&s.wire)
+	from.moved = s // whoever is in the middle of it is not to touch it again
+	p.mu.Lock()
+	s.loop = to
+	p.mu.Unlock()
 	to.post(func() {
-		p.mu.Lock()
-		s.loop = to
-		p.mu.Unlock()
 		if err := to.attach(&s.wire); err != nil {
 			s.lost(err)
 		}
@@ -233,31 +238,41 @@ func (p *pool) canceled(s *server) {
 	if waits {
 		s.state = serverActive
 	}
-	l := s.loop
 	p.mu.Unlock()
-	if waits && l != nil {
-		l.do(func() {
-			if !s.shut {
-				p.give(s)
-			}
-		})
+	if waits {
+		s.post(func() { p.give(s) })
 	}
+}
+
+// post has fn run on the server's loop, wherever that is by then, unless the
+// server is closed.
+func (s *server) post(fn func()) {
+	s.pool.mu.Lock()
+	l := s.loop
+	s.pool.mu.Unlock()
+	l.post(func() {
+		s.pool.mu.Lock()
+		here := s.loop == l
+		s.pool.mu.Unlock()
+		switch {
+		case !here:
+			s.post(fn)
+		case !s.shut:
+			fn()
+		}
+	})
 }
 
 // expire closes a server that is no longer wanted.
 func (p *pool) expire(s *server) {
-	l := s.loop
-	end := func() {
-		if !s.shut {
-			_ = s.write(appendHeader(nil, 'X', 0))
-			reason := "server lifetime over"
-			if s.epoch != p.epoch {
-				reason = "database configuration changed"
-			}
-			s.end(reason)
+	s.post(func() {
+		_ = s.write(appendHeader(nil, 'X', 0))
+		reason := "server lifetime over"
+		if s.epoch != p.epoch.Load() {
+			reason = "database configuration changed"
 		}
-	}
-	l.post(end)
+		s.end(reason)
+	})
 }
 
 // lose is called when a server was closed.
@@ -280,7 +295,6 @@ func (p *pool) lose(s *server) {
 	p.mu.Unlock()
 	p.db.free(p)
 	p.grow()
-	p.db.settled()
 }
 
 // sizeLocked returns how many servers the pool may have now.
@@ -334,6 +348,7 @@ func (p *pool) open() bool {
 func (p *pool) connect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, p.b.config().ServerConnectTimeout)
 	defer cancel()
+	epoch := p.epoch.Load()
 	s, err := p.dial(ctx)
 	if err != nil {
 		p.mu.Lock()
@@ -369,7 +384,7 @@ func (p *pool) connect(ctx context.Context) error {
 		}
 		p.mu.Lock()
 		p.opening--
-		s.epoch = p.epoch
+		s.epoch = epoch
 		s.state = serverActive
 		p.all = append(p.all, s)
 		p.failure, p.nextTry = nil, 0
@@ -428,13 +443,13 @@ func (p *pool) hello(ctx context.Context) (*welcome, error) {
 			defer p.mu.Unlock()
 			return nil, p.failure
 		}
-		begin := p.opening == 0
+		begin := p.opening == 0 && !p.db.paused.Load()
 		if begin {
 			p.greeted = make(chan struct{})
 		}
 		greeted := p.greeted
 		p.mu.Unlock()
-		if begin && !p.open() {
+		if p.db.paused.Load() || begin && !p.open() {
 			// Others have all places: wait until one is free.
 			select {
 			case <-time.After(50 * time.Millisecond):

@@ -36,7 +36,7 @@ func (s *server) abandon() {
 	if s.chore == nil && s.needsSync() {
 		out = appendHeader(out, 'S', 0)
 		q.push(request{kind: 'S'})
-		q.failed = false
+		q.failed, s.unsynced = false, false
 	}
 	if len(out) > 0 {
 		if err := s.write(out); err != nil {
@@ -62,7 +62,7 @@ func dropName(s *server, r *request) *named {
 // needsSync tells whether the server will not say Z by itself.
 func (s *server) needsSync() bool {
 	q := &s.queue
-	if q.failed {
+	if q.failed || s.unsynced {
 		return true
 	}
 	if q.n == 0 {

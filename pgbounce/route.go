@@ -1,6 +1,8 @@
 package pgbounce
 
 import (
+	"cmp"
+	"fmt"
 	"strings"
 )
 
@@ -32,8 +34,8 @@ type localCommand struct{ name, value string }
 // localCommandOf reads SET pgbounce.x = y, SET pgbounce.x TO y and RESET
 // pgbounce.x, and returns nil for all other SQL.
 func localCommandOf(sql []byte) *localCommand {
-	if len(sql) < 8 || len(sql) > 256 || sql[0]|0x20 != 's' && sql[0]|0x20 != 'r' {
-		return nil
+	if len(sql) < 8 || len(sql) > 256 || !prefix(sql, "set") && !prefix(sql, "reset") {
+		return nil // nearly always
 	}
 	words := strings.Fields(strings.TrimRight(string(sql), "; \t\r\n"))
 	if len(words) < 2 {
@@ -100,17 +102,25 @@ func (c *client) target() (*pool, *wireError) {
 	if c.route.shard == "" && !c.route.readOnly {
 		return c.pool, nil
 	}
-	router := c.b.config().Router
-	if router == nil {
-		return nil, fatal("0A000", "no shards are configured")
-	}
-	node, err := router.Node(c.database, c.route.shard, c.route.readOnly)
+	node, err := c.node()
 	if err != nil {
-		return nil, fatal("08004", "shard %s: %v", c.route.shard, err)
+		return nil, &wireError{severity: "ERROR", code: "08004", message: err.Error()}
 	}
 	d := c.b.database(node)
 	if d == nil {
-		return nil, fatal("08004", "shard %s: no such database: %s", c.route.shard, node)
+		return nil, &wireError{severity: "ERROR", code: "08004", message: "no such database: " + node}
 	}
 	return c.b.poolOf(d, c.user, c.login), nil
+}
+
+// node returns the name of the database that a route leads to.
+func (c *client) node() (string, error) {
+	router := c.b.config().Router
+	switch {
+	case router != nil:
+		return router.Node(c.database, c.route.shard, c.route.readOnly)
+	case c.route.shard != "":
+		return "", fmt.Errorf("shard %q: no shards are configured", c.route.shard)
+	}
+	return cmp.Or(c.pool.db.config().ReadOnly, c.database), nil
 }

@@ -264,6 +264,7 @@ type scramClient struct {
 	header    string
 	bound     []byte // header and binding
 	exchange  string
+	verified  bool // the server has shown that it knows the secret
 }
 
 // newSCRAMClient returns the client of a login to a server that offers these
@@ -332,8 +333,8 @@ func (c *scramClient) final(serverFirst []byte) ([]byte, error) {
 	return []byte(withoutProof + ",p=" + encode64(proof)), nil
 }
 
-// verify takes the server's last message. Before it returns nil, the server may
-// be anyone.
+// verify takes the server's last message. A server that says AuthenticationOk
+// before that, which leaves verified false, may be anyone.
 func (c *scramClient) verify(serverFinal []byte) error {
 	if len(serverFinal) > scramMaxMessage {
 		return errors.New("SCRAM message is too long")
@@ -347,6 +348,7 @@ func (c *scramClient) verify(serverFinal []byte) error {
 	if !ok || !ok2 || !hmac.Equal(signature, sign(c.keys.secret.serverKey, c.exchange)) {
 		return errSCRAMSignature
 	}
+	c.verified = true
 	return nil
 }
 

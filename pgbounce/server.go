@@ -22,6 +22,9 @@ type server struct {
 	rest   int    // how much of a message being passed on is still to come
 	status byte   // I, T or E, as its last Z said
 	copyIn bool
+	// unsynced tells that a Sync is to come: the implicit transaction is open
+	// until then, with its locks and portals.
+	unsynced bool
 	// draining tells that its client is gone and what comes is thrown away.
 	draining   bool
 	drainSince time.Duration
@@ -31,11 +34,11 @@ type server struct {
 	longOf  uint64 // the client of an unnamed statement that was not kept
 	params  parameters
 
-	state     serverState // under the pool's lock
-	dead      bool        // to be closed, not pooled
-	stuck     bool        // it is to be given back once it took all bytes
-	used      bool        // a client has had it
-	clean     bool        // it was reset since its last use
+	state     serverState  // under the pool's lock
+	dead      bool         // to be closed, not pooled
+	stuck     bool         // it is to be given back once it took all bytes
+	used      bool         // a client has had it
+	clean     bool         // it was reset since its last use
 	outdated  []*statement // statements to be closed before they are prepared again
 	reason    string
 	canceling int // cancel requests under way, under the pool's lock
@@ -62,7 +65,7 @@ const (
 	serverLogin serverState = iota
 	serverIdle
 	serverActive
-	serverMoving // from one loop to another
+	serverMoving        // from one loop to another
 	serverBeingCanceled // done, but a cancel request is under way
 	serverClosed
 )
@@ -100,11 +103,13 @@ func (s *server) flow() {
 	if c := s.client; c != nil && !s.pending() && c.readable && c.mayRead() {
 		c.later() // it was held up by a full server
 	}
+	l := s.loop
+	l.moved = nil
 	if s.stuck && !s.pending() {
 		s.stuck = false
 		s.maybeRelease()
 	}
-	for i := 0; s.readable && !s.shut; i++ {
+	for i := 0; l.moved != s && s.readable && !s.shut; i++ {
 		if c := s.client; c != nil && c.pending() {
 			return
 		}
@@ -112,7 +117,6 @@ func (s *server) flow() {
 			s.later()
 			return
 		}
-		l := s.loop
 		buf := l.buf
 		k := len(s.held)
 		if k > len(buf)/2 {
@@ -167,6 +171,9 @@ func (s *server) consume(data []byte) {
 		s.chore, s.queryAt = nil, 0
 		ch.done(ch.err)
 		return
+	}
+	if c != nil && c.doubts && s.queue.unsure == 0 {
+		l.later(c.resume)
 	}
 	s.maybeRelease()
 }
@@ -528,7 +535,10 @@ func (s *server) choreMessage(p []byte, kind byte, size int) bool {
 
 // maybeRelease gives the server back if nothing of its client's is left on it.
 func (s *server) maybeRelease() {
-	if s.queue.n > 0 || s.queue.failed || s.copyIn || s.chore != nil || s.rest > 0 || len(s.held) > 0 || s.status != 'I' {
+	if s.queue.n > 0 || s.queue.failed || s.copyIn || s.chore != nil || s.rest > 0 || len(s.held) > 0 {
+		return
+	}
+	if s.client != nil && (s.status != 'I' || s.unsynced) {
 		return
 	}
 	c := s.client

@@ -50,13 +50,16 @@ func (b *Bouncer) readStartup(conn net.Conn) (*startup, error) {
 			conn, ssl, gss = tc, true, true
 			continue
 		}
-		if _, err := io.ReadFull(conn, head[1:]); err != nil {
+		if _, err := io.ReadFull(conn, head[1:4]); err != nil {
+			return nil, err
+		}
+		if n := binary.BigEndian.Uint32(head[:]); n < 8 || n > maxStartup {
+			return nil, fatal("08P01", "invalid length of startup packet")
+		}
+		if _, err := io.ReadFull(conn, head[4:]); err != nil {
 			return nil, err
 		}
 		length, code := binary.BigEndian.Uint32(head[:]), binary.BigEndian.Uint32(head[4:])
-		if length < 8 || length > maxStartup {
-			return nil, fatal("08P01", "invalid length of startup packet")
-		}
 		body := make([]byte, length-8)
 		switch {
 		case code == sslCode && length == 8 && !ssl:
@@ -274,7 +277,7 @@ func (s *startup) negotiation() []byte {
 		size += len(name) + 1
 	}
 	p := appendHeader(nil, 'v', size)
-	p = binary.BigEndian.AppendUint32(p, uint32(s.minor))
+	p = binary.BigEndian.AppendUint32(p, uint32(3<<16|s.minor))
 	p = binary.BigEndian.AppendUint32(p, uint32(len(s.unknown)))
 	for _, name := range s.unknown {
 		p = append(append(p, name...), 0)

@@ -32,3 +32,5 @@ func (s *stats) transacted(d time.Duration) {
 	s.xactTime.Add(int64(d))
 	s.xacts.add(d)
 }
+
+func (s *stats) tick(time.Duration) {}

@@ -1,16 +1,17 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"net"
+	"log/slog"
+
+	"github.com/shardgram/shardgram/pgbounce"
 )
 
-type embedded struct{}
-
-func (embedded) Dial(context.Context, string, string) (net.Conn, error) { return nil, errors.New("?") }
-func (embedded) Close() error                                           { return nil }
-
-func embed(port int) (embedded, error) {
-	return embedded{}, errors.New("pgbounce cannot be embedded yet")
+// embed returns a pooler within this process, to a PostgreSQL on this machine.
+func embed(port int) (*pgbounce.Bouncer, error) {
+	return pgbounce.New(pgbounce.Config{
+		Databases: map[string]pgbounce.Database{
+			"*": {Hosts: []string{"127.0.0.1"}, Port: port, User: "postgres"},
+		},
+		Log: slog.New(slog.DiscardHandler),
+	})
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"time"
 )
 
@@ -16,9 +15,9 @@ var readyForQuery = []byte("Z\x00\x00\x00\x05I")
 
 // login makes a connection that is logged in, and nothing more: a driver would
 // need more memory for its own side than can be spared for thousands.
-func login(ctx context.Context, port int) (net.Conn, error) {
+func login(ctx context.Context, network, address string) (net.Conn, error) {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	c, err := d.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +70,7 @@ func (s *scene) idle(ctx context.Context, who string, n int) (figures, error) {
 		}
 	}()
 	// The first one has all made that is there once.
-	first, err := login(ctx, p.port)
+	first, err := login(ctx, "tcp", local(p.port))
 	if err != nil {
 		return nil, p.trouble(err)
 	}
@@ -84,7 +83,7 @@ func (s *scene) idle(ctx context.Context, who string, n int) (figures, error) {
 		return nil, err
 	}
 	for range n {
-		c, err := login(ctx, p.port)
+		c, err := login(ctx, "tcp", local(p.port))
 		if err != nil {
 			return nil, p.trouble(fmt.Errorf("client %d: %w", len(clients), err))
 		}

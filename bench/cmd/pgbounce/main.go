@@ -4,6 +4,7 @@
 //	go run ./cmd/pgbounce [-rounds 5] [-secs 5] [-clients 1,32,1000]
 //	    [-modes simple,extended,prepared] [-idle 5000] [-only REGEXP]
 //	    [-candidate PROGRAM] [-quick] [-json FILE]
+//	go run ./cmd/pgbounce -soak 30m [-every 20s] [-candidate PROGRAM]
 //
 // It starts one PostgreSQL, fills it with pgbench -i, and starts both poolers in
 // front of it with the same pgbouncer.ini. Then it runs pgbench through one and
@@ -18,6 +19,10 @@
 //
 // -candidate names another program that reads a pgbouncer.ini, which pgx then
 // reaches by TCP, too. With PgBouncer itself the ratios show how much is noise.
+//
+// -soak measures nothing. It replaces pgbounce by a new process again and again
+// while programs use it in all ways, and fails if one of them sees an error that
+// it did not cause, or an answer that is not its own.
 //
 // The exit status says whether the measurement worked, not whether a bar was
 // passed: timing on a shared machine is no test.
@@ -38,6 +43,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/shardgram/shardgram/internal/localserver"
 
@@ -64,6 +70,8 @@ type config struct {
 	candidate string // a path
 	ours      bool   // no path was given, so it is pgbounce
 	json      string
+	soak      time.Duration // if not 0
+	every     time.Duration
 	command   string // to repeat the run
 }
 
@@ -80,6 +88,8 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	flags.StringVar(&cfg.candidate, "candidate", "", "the program to compare with PgBouncer, if not pgbounce")
 	quick := flags.Bool("quick", false, "one round, 3 seconds each")
 	flags.StringVar(&cfg.json, "json", "", "write all figures to this file, too")
+	flags.DurationVar(&cfg.soak, "soak", 0, "use the pooler under rolling restarts for so long")
+	flags.DurationVar(&cfg.every, "every", 20*time.Second, "with -soak, how long a process serves before it is replaced")
 	if err := flags.Parse(args); err != nil {
 		return cfg, err
 	}
@@ -111,6 +121,8 @@ func parse(args []string, stderr io.Writer) (config, error) {
 		return cfg, fmt.Errorf("-rounds is %d: want 1 or more", cfg.rounds)
 	case cfg.secs < 2:
 		return cfg, fmt.Errorf("-secs is %d: want 2 or more, as the logins are not counted", cfg.secs)
+	case cfg.soak < 0 || cfg.every <= 0:
+		return cfg, fmt.Errorf("-soak is %s and -every %s: want times", cfg.soak, cfg.every)
 	case cfg.idle < 1:
 		return cfg, fmt.Errorf("-idle is %d: want 1 or more", cfg.idle)
 	}
@@ -131,6 +143,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	cfg.idle = min(cfg.idle, files-spareFiles)
 
+	if cfg.soak > 0 {
+		return soak(ctx, cfg, stdout, proof.NewProgress(stderr))
+	}
 	r := newReport(cfg, files)
 	if err := compare(ctx, cfg, r, proof.NewProgress(stderr)); err != nil {
 		return errors.Join(ctx.Err(), err)
@@ -141,7 +156,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return r.write(stdout)
 }
 
-// build makes the command of pgbounce. It is in the module around this one.
+// build makes the command of pgbounce, unless another program is the candidate.
+// It is in the module around this one.
+func (cfg *config) build(ctx context.Context, host *localserver.Host, p *proof.Progress) error {
+	p.Title("preparing")
+	if !cfg.ours {
+		return nil
+	}
+	cfg.candidate = filepath.Join(host.Dir(), "pgbounce")
+	return p.During("building pgbounce", func() error { return build(ctx, cfg.candidate) })
+}
+
 func build(ctx context.Context, to string) error {
 	where, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/shardgram/shardgram").Output()
 	if err != nil {
@@ -163,13 +188,8 @@ func compare(ctx context.Context, cfg config, r *report, p *proof.Progress) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	p.Title("preparing")
-	if cfg.ours {
-		cfg.candidate = filepath.Join(host.Dir(), "pgbounce")
-		err := p.During("building pgbounce", func() error { return build(ctx, cfg.candidate) })
-		if err != nil {
-			return err
-		}
+	if err := cfg.build(ctx, host, p); err != nil {
+		return err
 	}
 	s, err := setUp(ctx, cfg, host, p)
 	if err != nil {

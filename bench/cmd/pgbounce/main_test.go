@@ -87,15 +87,41 @@ func TestAFailingRunSaysWhy(t *testing.T) {
 	require.ErrorContains(t, err, "prepared statement") // what the pooler's client saw
 }
 
+// script returns a program that may take the place of a pooler.
+func script(t *testing.T, text string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "pooler")
+	require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\n"+text), 0o755))
+	return program
+}
+
+// Nothing is replaced in so short a time.
+func TestASoakWithoutRestartsPasses(t *testing.T) {
+	t.Parallel()
+	program := needServers(t)
+	var stdout bytes.Buffer
+	require.NoError(t, run(t.Context(), []string{"-soak=4s", "-candidate", program}, &stdout, io.Discard))
+	require.Contains(t, stdout.String(), "\n0 restarts")
+	require.NotContains(t, stdout.String(), " 0 echo")
+}
+
+// A pooler that leaves its clients alone when it goes: only they can tell.
+func TestASoakSeesWhatClientsSee(t *testing.T) {
+	t.Parallel()
+	program := script(t, needServers(t)+` "$@" & pid=$!
+trap 'kill -9 $pid; exit 0' TERM INT
+wait
+`)
+	err := run(t.Context(), []string{"-soak=6s", "-every=2s", "-candidate", program}, io.Discard, io.Discard)
+	require.ErrorContains(t, err, " jobs failed, in ")
+	require.ErrorContains(t, err, " × echo: ")
+}
+
 func TestAPoolerThatDoesNotStartSaysWhy(t *testing.T) {
 	t.Parallel()
 	needServers(t)
-	dir, err := os.MkdirTemp("", "pgbounce-test-")
-	require.NoError(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	program := filepath.Join(dir, "broken")
-	require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\necho no luck today\nexit 3\n"), 0o755))
-	err = run(t.Context(), []string{"-candidate", program, "-clients=1"}, io.Discard, io.Discard)
+	program := script(t, "echo no luck today\nexit 3\n")
+	err := run(t.Context(), []string{"-candidate", program, "-clients=1"}, io.Discard, io.Discard)
 	require.ErrorContains(t, err, "exit status 3")
 	require.ErrorContains(t, err, "no luck today")
 }
@@ -174,7 +200,7 @@ func TestVerdicts(t *testing.T) {
 func TestFlagsAreChecked(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
-		{"-rounds=0"}, {"-secs=1"}, {"-clients=0"}, {"-clients=1,"}, {"-modes=fast"}, {"-only=("}, {"-idle=0"}, {"more"},
+		{"-rounds=0"}, {"-secs=1"}, {"-clients=0"}, {"-clients=1,"}, {"-modes=fast"}, {"-only=("}, {"-idle=0"}, {"-soak=-1s"}, {"-every=0s"}, {"more"},
 	} {
 		_, err := parse(args, io.Discard)
 		require.Error(t, err, args)

@@ -14,12 +14,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/shardgram/shardgram/internal/localserver"
-
 	"github.com/shardgram/shardgram/bench/internal/proof"
 )
 
-// ini is the file that both poolers read. Everything else is PgBouncer's default.
+// ini is the file that both poolers read for pgbench. Everything else is PgBouncer's default.
 const ini = `[databases]
 * = host=127.0.0.1 port=%d user=postgres
 [pgbouncer]
@@ -36,30 +34,22 @@ max_client_conn = %d
 // A pooler is a process of PgBouncer or of what is compared with it. Both are
 // started in the same way.
 type pooler struct {
-	port  int
+	port  int // of pgbench's poolers
 	log   string
 	cmd   *exec.Cmd
 	ended chan struct{} // closed at the end
 }
 
-// startPooler starts a program with the ini and returns when it takes clients.
-// The folder is below that of the host, whose guard kills what has its log there
-// if we are killed.
-func startPooler(ctx context.Context, program string, host *localserver.Host, name string, postgres, clients int) (*pooler, error) {
-	dir := filepath.Join(host.Dir(), name)
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, err
-	}
-	port, err := freePort()
-	if err != nil {
-		return nil, err
-	}
+// startPooler starts a program with an ini and returns when it takes clients at an
+// address. The folder is below that of the host, whose guard kills what has its
+// log there if we are killed.
+func startPooler(ctx context.Context, program, dir, ini, network, address string) (*pooler, error) {
 	file := filepath.Join(dir, "pgbouncer.ini")
-	if err := os.WriteFile(file, fmt.Appendf(nil, ini, postgres, port, clients), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(ini), 0o644); err != nil {
 		return nil, err
 	}
-	p := &pooler{port: port, log: filepath.Join(dir, "log"), ended: make(chan struct{})}
-	log, err := os.Create(p.log)
+	p := &pooler{log: filepath.Join(dir, "log"), ended: make(chan struct{})}
+	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +68,7 @@ func startPooler(ctx context.Context, program string, host *localserver.Host, na
 		defer close(p.ended)
 		p.cmd.Wait() // an error only repeats the state
 	}()
-	if err := p.await(ctx); err != nil {
+	if err := p.await(ctx, network, address); err != nil {
 		p.stop()
 		return nil, fmt.Errorf("start %s: %w", program, p.trouble(err))
 	}
@@ -86,13 +76,13 @@ func startPooler(ctx context.Context, program string, host *localserver.Host, na
 }
 
 // await waits until a client can log in.
-func (p *pooler) await(ctx context.Context) error {
+func (p *pooler) await(ctx context.Context, network, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		c, err := login(ctx, p.port)
+		c, err := login(ctx, network, address)
 		if err == nil {
 			return c.Close()
 		}
@@ -157,12 +147,15 @@ func (p *pooler) proc(name string) string {
 	return filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), name)
 }
 
+// local returns the address of a port of this machine.
+func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
 // freePort returns a port below those of outgoing connections, one of which
 // could take it before the pooler does.
 func freePort() (int, error) {
 	for range 1000 {
 		port := 16384 + rand.IntN(16384)
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		l, err := net.Listen("tcp", local(port))
 		if err == nil {
 			return port, l.Close()
 		}

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"net"
-	"net/url"
 	"slices"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -42,17 +39,18 @@ func (s *scene) programRow(name string, goroutines int, cfg config, mode pgx.Que
 	}}
 }
 
+// dsn returns the address of the database for pgx.
+func dsn(port int) string {
+	return "postgres://postgres@" + local(port) + "/postgres?sslmode=disable"
+}
+
 // warming is how long a program runs before it is measured.
 const warming = 300 * time.Millisecond
 
 // program reads random accounts from several goroutines. The processor time is
 // that of this process and of the pooler, if that is another one.
 func program(ctx context.Context, p *pooler, port int, dial pgconn.DialFunc, mode pgx.QueryExecMode, goroutines int, long time.Duration) (figures, error) {
-	dsn := url.URL{
-		Scheme: "postgres", User: url.User("postgres"), Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
-		Path: "/postgres", RawQuery: "sslmode=disable",
-	}
-	cfg, err := pgxpool.ParseConfig(dsn.String())
+	cfg, err := pgxpool.ParseConfig(dsn(port))
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -74,8 +75,20 @@ func setUp(ctx context.Context, cfg config, host *localserver.Host, p *proof.Pro
 // start starts one more process of a pooler.
 func (s *scene) start(ctx context.Context, who string) (*pooler, error) {
 	s.started++
-	name := fmt.Sprintf("%s-%d", who, s.started)
-	return startPooler(ctx, s.programs[who], s.host, name, s.pg.Port(), s.clients)
+	dir := filepath.Join(s.host.Dir(), fmt.Sprintf("%s-%d", who, s.started))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	p, err := startPooler(ctx, s.programs[who], dir, fmt.Sprintf(ini, s.pg.Port(), port, s.clients), "tcp", local(port))
+	if err != nil {
+		return nil, err
+	}
+	p.port = port
+	return p, nil
 }
 
 func (s *scene) close() {
