@@ -360,8 +360,9 @@ func TestPsql(t *testing.T) {
 	t.Parallel()
 	psql := program(t, "psql")
 	through, direct, _ := behind(t)
+	dir := t.TempDir()
 	together(t, func(ctx context.Context, who string) error {
-		file := filepath.Join(t.ArtifactDir(), strings.ReplaceAll(who, " ", "_"))
+		file := filepath.Join(dir, strings.ReplaceAll(who, " ", "_"))
 		if err := os.WriteFile(file, []byte(strings.Repeat(who+"\t7\n", 1000)), 0o600); err != nil {
 			return err
 		}

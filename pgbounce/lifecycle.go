@@ -268,7 +268,7 @@ func (b *Bouncer) Suspend(ctx context.Context) error {
 // and closes the Bouncer. When ctx ends first it closes what is left and returns
 // the context's error.
 func (b *Bouncer) Shutdown(ctx context.Context) error {
-	b.closeListeners()
+	b.closeListeners(true)
 	err := b.Pause(ctx, "")
 	if errors.Is(err, ErrState) || errors.Is(err, ErrClosed) {
 		err = nil
@@ -277,9 +277,10 @@ func (b *Bouncer) Shutdown(ctx context.Context) error {
 }
 
 // ShutdownClients lets no new clients in, waits until those that are in have
-// left, and closes the Bouncer, at the latest when ctx ends.
+// left, and closes the Bouncer, at the latest when ctx ends. Until then, Unix
+// sockets stay open for cancel requests, which peers pass on.
 func (b *Bouncer) ShutdownClients(ctx context.Context) error {
-	b.closeListeners()
+	b.closeListeners(false)
 	for b.clientCount.Load() > 0 {
 		select {
 		case <-b.empty:
@@ -292,12 +293,14 @@ func (b *Bouncer) ShutdownClients(ctx context.Context) error {
 	return b.Close()
 }
 
-func (b *Bouncer) closeListeners() {
+func (b *Bouncer) closeListeners(all bool) {
 	b.closing.Store(true)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for l := range b.listeners {
-		l.Close()
+		if all || l.Addr().Network() != "unix" {
+			l.Close()
+		}
 	}
 }
 

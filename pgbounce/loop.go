@@ -60,7 +60,7 @@ func (l *loop) run() {
 	begin := time.Now()
 	for {
 		n := l.poller.poll()
-		if n == 0 && len(l.again) == 0 && len(l.tasks) == 0 {
+		if n == 0 {
 			l.asleep.Store(true)
 			if l.idle() {
 				l.busy.Add(int64(time.Since(begin)))
@@ -101,11 +101,15 @@ func (l *loop) run() {
 	}
 }
 
-// idle tells whether nothing was posted.
+// idle tells whether there is nothing to do. It is asked with asleep set, so
+// that whoever comes after it wakes the loop.
 func (l *loop) idle() bool {
 	l.posts.Lock()
-	defer l.posts.Unlock()
-	return len(l.posts.fns) == 0
+	posted := len(l.posts.fns)
+	l.posts.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return posted+len(l.again)+len(l.tasks) == 0 && !l.closed.Load()
 }
 
 // drain runs what was posted.
