@@ -3,9 +3,7 @@ package pgbounce
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"net"
-	"strconv"
 	"sync"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -96,8 +94,3 @@ func (b *Bouncer) dialAsker(ctx context.Context, d *database, as string) (*pgcon
 	}
 	return pgconn.ConnectConfig(ctx, c)
 }
-
-var (
-	_ = strconv.Itoa
-	_ tls.Config
-)

@@ -1,4 +1,3 @@
-// Package pgbounce is a connection pooler for PostgreSQL.
 package pgbounce
 
 import (

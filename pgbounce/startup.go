@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -25,11 +24,11 @@ type startup struct {
 
 	user, database string
 	replication    string
-	others         []setting1 // in their order
-	conn           net.Conn   // encrypted by now, if the client asked for it
+	others         []startupParameter // in their order
+	conn           net.Conn           // encrypted by now, if the client asked for it
 }
 
-type setting1 struct{ name, value string }
+type startupParameter struct{ name, value string }
 
 // readStartup reads packets up to the first that is not about encryption. It
 // reads not a byte more than those, so that nothing that was sent in plain text
@@ -38,25 +37,28 @@ func (b *Bouncer) readStartup(conn net.Conn) (*startup, error) {
 	ssl, gss := false, false
 	for {
 		var head [8]byte
-		if _, err := io.ReadFull(conn, head[:1]); err != nil {
+		n, err := io.ReadAtLeast(conn, head[:], 1)
+		if err != nil {
 			return nil, err
 		}
-		_, encrypted := conn.(*tls.Conn)
-		if head[0] == 0x16 && !encrypted && !ssl {
-			tc, err := b.acceptTLS(&rewound{Conn: conn, first: head[0]}, conn, true)
+		if _, encrypted := conn.(*tls.Conn); head[0] == 0x16 && !encrypted && !ssl {
+			tc, err := b.acceptTLS(&rewound{Conn: conn, first: head[:n]}, conn, true)
 			if err != nil {
 				return nil, err
 			}
 			conn, ssl, gss = tc, true, true
 			continue
 		}
-		if _, err := io.ReadFull(conn, head[1:4]); err != nil {
-			return nil, err
+		if n < 4 {
+			if _, err := io.ReadFull(conn, head[n:4]); err != nil {
+				return nil, err
+			}
+			n = 4
 		}
-		if n := binary.BigEndian.Uint32(head[:]); n < 8 || n > maxStartup {
+		if length := binary.BigEndian.Uint32(head[:]); length < 8 || length > maxStartup {
 			return nil, fatal("08P01", "invalid length of startup packet")
 		}
-		if _, err := io.ReadFull(conn, head[4:]); err != nil {
+		if _, err := io.ReadFull(conn, head[n:]); err != nil {
 			return nil, err
 		}
 		length, code := binary.BigEndian.Uint32(head[:]), binary.BigEndian.Uint32(head[4:])
@@ -123,25 +125,24 @@ func (b *Bouncer) acceptTLS(conn, bare net.Conn, direct bool) (net.Conn, error) 
 	if err := tc.Handshake(); err != nil {
 		return nil, err
 	}
-	raw.Conn = bare
+	raw.Conn = bare // the first bytes are long read
 	if direct && tc.ConnectionState().NegotiatedProtocol != "postgresql" {
 		return nil, errors.New("direct TLS without the ALPN protocol postgresql")
 	}
 	return tc, nil
 }
 
-// A rewound connection gives a byte a second time.
+// A rewound connection gives its first bytes a second time.
 type rewound struct {
 	net.Conn
-	first byte
-	given bool
+	first []byte
 }
 
 func (r *rewound) Read(p []byte) (int, error) {
-	if !r.given && len(p) > 0 {
-		r.given = true
-		p[0] = r.first
-		return 1, nil
+	if len(r.first) > 0 {
+		n := copy(p, r.first)
+		r.first = r.first[n:]
+		return n, nil
 	}
 	return r.Conn.Read(p)
 }
@@ -185,7 +186,7 @@ func parseStartup(minor int, body []byte) (*startup, error) {
 			s.negotiate = true
 			s.unknown = append(s.unknown, n)
 		default:
-			s.others = append(s.others, setting1{n, v})
+			s.others = append(s.others, startupParameter{n, v})
 		}
 	}
 	if s.user == "" {
@@ -209,7 +210,7 @@ func parseStartup(minor int, body []byte) (*startup, error) {
 
 // parseOptions reads command line options of PostgreSQL: -c name=value and
 // --name=value, with backslashes before blanks that do not end a word.
-func parseOptions(options string) (settings []setting1, err error) {
+func parseOptions(options string) (settings []startupParameter, err error) {
 	var words []string
 	var word []byte
 	in := false
@@ -246,7 +247,7 @@ func parseOptions(options string) (settings []setting1, err error) {
 		if !ok || name == "" {
 			return nil, bad
 		}
-		settings = append(settings, setting1{strings.ReplaceAll(name, "-", "_"), value})
+		settings = append(settings, startupParameter{strings.ReplaceAll(name, "-", "_"), value})
 	}
 	return settings, nil
 }
@@ -284,5 +285,3 @@ func (s *startup) negotiation() []byte {
 	}
 	return p
 }
-
-var _ = fmt.Sprint
