@@ -366,6 +366,10 @@ func (c *client) link() bool {
 		c.refusal = err
 		return false
 	}
+	if err := pool.failing(); err != nil {
+		c.failure = err
+		return false
+	}
 	c.requested = c.loop.now
 	s := pool.take(c)
 	if s == nil {

@@ -235,19 +235,13 @@ func (b *Bouncer) modeOf(db *Database, user string) Mode {
 func (b *Bouncer) allPools() (pools []*pool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(b.databases)) {
-		for _, p := range b.databases[name].pools {
+	for _, d := range b.databases {
+		for _, p := range d.pools {
 			pools = append(pools, p)
 		}
 	}
-	slices.SortStableFunc(pools, func(x, y *pool) int {
-		if x.db != y.db {
-			return 0
-		}
-		if x.user < y.user {
-			return -1
-		}
-		return 1
+	slices.SortFunc(pools, func(x, y *pool) int {
+		return cmp.Or(cmp.Compare(x.db.name, y.db.name), cmp.Compare(x.user, y.user), cmp.Compare(x.replication, y.replication), cmp.Compare(x.mode, y.mode))
 	})
 	return pools
 }

@@ -159,18 +159,38 @@ func (b *Bouncer) tidyClients() {
 	}
 }
 
-// growLoops starts one more loop if those there have hardly slept.
+// growLoops starts one more loop if those there have taken all the processor
+// time they can get. Before that a second one only costs: what goes from one
+// loop to another has to wake it.
 func (b *Bouncer) growLoops() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.loops) >= b.maxLoops() {
+	loops := slices.Clone(b.loops)
+	full := len(loops) >= b.maxLoops()
+	b.mu.Unlock()
+	if full {
 		return
 	}
-	for _, l := range b.loops {
-		busy := l.busy.Swap(0)
-		if time.Duration(busy) < janitorPeriod*9/10 {
-			return
+	now := b.clock()
+	period := now - b.lastGrown
+	b.lastGrown = now
+	busy := true
+	for _, l := range loops {
+		// Those that are busy answer soon; who sleeps is asked again next time.
+		if l.asked.Load() {
+			busy = false
+			continue
 		}
+		ran := time.Duration(l.ran.Load())
+		busy = busy && l.had > 0 && ran-l.had > period*9/10
+		l.had = ran
+		l.asked.Store(true)
 	}
-	_ = b.addLoopLocked()
+	if !busy {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.addLoopLocked(); err != nil {
+		b.log().Error("pgbounce: no further loop", "error", err.Error())
+	}
 }

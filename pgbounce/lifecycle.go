@@ -47,7 +47,7 @@ func (b *Bouncer) Pause(ctx context.Context, database string) error {
 	if err != nil {
 		return err
 	}
-	if database == "" && b.paused.Swap(true) || database != "" && list[0].paused.Load() {
+	if database == "" && b.paused.Swap(true) {
 		return fmt.Errorf("%w: paused", ErrState)
 	}
 	for _, d := range list {

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"os"
 	"slices"
 	"time"
 )
@@ -193,12 +194,16 @@ func (w *welcome) greeting(c *client) []byte {
 	return appendReady(p, 'I')
 }
 
-// publicError returns what clients may be told of an error.
+// publicError returns what clients may be told of an error: what PostgreSQL
+// says, and no addresses.
 func publicError(err error) string {
-	if errors.Is(err, context.DeadlineExceeded) {
+	if e, ok := errors.AsType[*wireError](err); ok {
+		return e.message
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return "connect timeout"
 	}
-	return err.Error()
+	return "cannot connect to PostgreSQL"
 }
 
 // seat counts a client of a database and a user.
@@ -270,6 +275,6 @@ func (b *Bouncer) forwardCancel(ctx context.Context, key cancelKey) {
 // mayUseConsole tells what a user may do there.
 func (b *Bouncer) mayUseConsole(user string, inProcess bool) (admin, look bool) {
 	cfg := b.config()
-	admin = inProcess || cfg.Auth.Type == "any" || slices.Contains(cfg.Admins, user)
-	return admin, admin || slices.Contains(cfg.Watchers, user)
+	admin = inProcess || slices.Contains(cfg.Admins, user)
+	return admin, admin || cfg.Auth.Type == "any" || slices.Contains(cfg.Watchers, user)
 }

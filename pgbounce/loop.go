@@ -2,6 +2,7 @@ package pgbounce
 
 import (
 	"log/slog"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -38,7 +39,10 @@ type loop struct {
 	closed atomic.Bool
 	done   chan struct{}
 	load   atomic.Int64 // clients
-	busy   atomic.Int64 // nanoseconds it has not slept
+	// Processor time of its thread, told when it is asked, and as it was before.
+	asked atomic.Bool
+	ran   atomic.Int64
+	had   time.Duration
 }
 
 // bufSize is how much is read at once. It bounds what a slow reader makes the
@@ -55,17 +59,15 @@ func newLoop(b *Bouncer, number int) (*loop, error) {
 
 // run is the loop's thread.
 func (l *loop) run() {
+	runtime.LockOSThread() // so that its processor time can be told
 	defer close(l.done)
 	defer l.poller.close()
-	begin := time.Now()
 	for {
 		n := l.poller.poll()
 		if n == 0 {
 			l.asleep.Store(true)
 			if l.idle() {
-				l.busy.Add(int64(time.Since(begin)))
 				n = l.poller.wait()
-				begin = time.Now()
 			}
 			l.asleep.Store(false)
 		}
@@ -95,6 +97,10 @@ func (l *loop) run() {
 		l.drain()
 		stop := l.closed.Load()
 		l.mu.Unlock()
+		if l.asked.Load() {
+			l.ran.Store(int64(threadTime()))
+			l.asked.Store(false)
+		}
 		if stop {
 			return
 		}

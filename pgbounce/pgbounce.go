@@ -46,6 +46,7 @@ type Bouncer struct {
 	clients   map[*client]struct{}
 	logins    map[net.Conn]struct{}
 	closed    bool
+	lastGrown time.Duration // the janitor's
 	empty     chan struct{} // signalled when a client has left
 }
 

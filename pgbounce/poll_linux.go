@@ -2,6 +2,7 @@ package pgbounce
 
 import (
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -145,4 +146,14 @@ func dupFD(fd int) (int, error) {
 		return -1, errno
 	}
 	return int(n), nil
+}
+
+// threadTime returns the processor time of the calling thread.
+func threadTime() time.Duration {
+	const thread = 1 // RUSAGE_THREAD
+	var u syscall.Rusage
+	if syscall.Getrusage(thread, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

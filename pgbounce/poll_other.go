@@ -2,7 +2,10 @@
 
 package pgbounce
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // A poller, where there is no epoll, only waits to be woken: all sockets are
 // read by goroutines of their own and reach the loop through memory.
@@ -35,3 +38,6 @@ func closeFD(int)                      {}
 const polled = false
 
 func dupFD(int) (int, error) { return -1, errors.ErrUnsupported }
+
+// threadTime is not known here, so there is one loop.
+func threadTime() time.Duration { return 0 }

@@ -79,6 +79,19 @@ func (p *pool) take(c *client) *server {
 	return nil
 }
 
+// failing returns an error if there is no server, none can be opened now, and
+// so nothing to wait for.
+func (p *pool) failing() *wireError {
+	p.mu.Lock()
+	failed := p.failure != nil && len(p.all) == 0 && p.b.clock() < p.nextTry && !p.db.paused.Load()
+	why := p.failure
+	p.mu.Unlock()
+	if !failed {
+		return nil
+	}
+	return fatal("08006", "server login has been failing, try again later (server_login_retry): %s", publicError(why))
+}
+
 // popIdleLocked takes the server used last, or in round robin that used first,
 // one of the loop's own if there is one nearly as good.
 func (p *pool) popIdleLocked(l *loop) *server {
@@ -435,13 +448,13 @@ func (p *pool) greet(w *welcome) {
 func (p *pool) hello(ctx context.Context) (*welcome, error) {
 	for {
 		p.mu.Lock()
+		if p.failure != nil && len(p.all) == 0 && p.b.clock() < p.nextTry {
+			defer p.mu.Unlock()
+			return nil, p.failure
+		}
 		if p.welcome != nil {
 			defer p.mu.Unlock()
 			return p.welcome, nil
-		}
-		if p.failure != nil && p.b.clock() < p.nextTry {
-			defer p.mu.Unlock()
-			return nil, p.failure
 		}
 		begin := p.opening == 0 && !p.db.paused.Load()
 		if begin {

@@ -164,11 +164,13 @@ var simpleScripts = []script{
 		c.do("rollback")
 	}},
 	{name: "CancelPipeline", play: func(c *client) {
-		c.send(list(parse("", "select '{n}', pg_sleep(60)"), run(""), sync,
-			parse("", "select '{n}', 2"), run(""), sync)...)
+		// Nothing is behind the query: PostgreSQL signals its process twice,
+		// and the second signal may hit what comes next.
+		c.send(list(parse("", "select '{n}', 1"), run(""), sync, parse("", "select '{n}', pg_sleep(60)"), run(""), sync)...)
 		c.sleeps()
 		c.cancel(c.key)
 		c.ready(2)
+		c.batch(list(parse("", "select '{n}', 2"), run(""))...)
 	}},
 	{name: "CancelWhenIdle", play: func(c *client) {
 		c.do("select '{n}'")
