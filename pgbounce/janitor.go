@@ -61,7 +61,8 @@ func (p *pool) tidy() {
 	}
 	want := 0
 	if !p.closed && now >= p.nextTry {
-		want = least - len(p.all) + len(old) - p.opening
+		want = max(least-len(p.all)+len(old)-p.opening, 0)
+		p.opening += want
 	}
 	p.mu.Unlock()
 	for _, c := range late {
@@ -84,11 +85,7 @@ func (p *pool) tidy() {
 	for _, s := range young {
 		s.post(s.tidy)
 	}
-	for range want {
-		if !p.open() {
-			break
-		}
-	}
+	p.openCounted(want)
 	p.grow()
 }
 

@@ -91,7 +91,7 @@ func (l *loop) run() {
 		if tasks := l.tasks; len(tasks) > 0 {
 			l.tasks = nil
 			for _, task := range tasks {
-				task()
+				l.protect(task)
 			}
 		}
 		l.drain()
@@ -129,9 +129,15 @@ func (l *loop) drain() {
 			return
 		}
 		for _, fn := range fns {
-			fn()
+			l.protect(fn)
 		}
 	}
+}
+
+// protect runs fn. A panic in it ends neither the loop nor the caller.
+func (l *loop) protect(fn func()) {
+	defer l.guard("task", func() {})
+	fn()
 }
 
 // post has fn run by the loop, in the order of posts.
@@ -152,7 +158,7 @@ func (l *loop) do(fn func()) {
 		return
 	}
 	l.now = l.b.clock()
-	fn()
+	l.protect(fn)
 	l.drain()
 	more := len(l.again) > 0 || len(l.tasks) > 0
 	l.mu.Unlock()
@@ -167,7 +173,10 @@ func (l *loop) later(task func()) { l.tasks = append(l.tasks, task) }
 // call runs fn on the loop and waits for it. The caller holds no locks.
 func (l *loop) call(fn func()) {
 	done := make(chan struct{})
-	l.do(func() { fn(); close(done) })
+	l.do(func() {
+		defer close(done)
+		fn()
+	})
 	<-done
 }
 

@@ -176,6 +176,17 @@ func (b *Bouncer) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	return near, nil
 }
 
+// spawn runs fn on a goroutine that Close waits for, unless it has begun.
+func (b *Bouncer) spawn(fn func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.goroutines.Go(fn)
+	return true
+}
+
 // begin starts the first loop and the janitor with the first use.
 func (b *Bouncer) begin() error {
 	b.mu.Lock()

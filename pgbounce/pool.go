@@ -334,25 +334,30 @@ func (p *pool) grow() {
 		want = min(p.waiters, maxOpening) - p.opening
 		want = min(want, p.sizeLocked()-len(p.all)-p.opening)
 	}
+	want = max(want, 0)
+	p.opening += want
 	p.mu.Unlock()
-	for range want {
-		if !p.open() {
-			return
-		}
-	}
+	p.openCounted(want)
 }
 
-// open begins to open one server, if the limits of the database and the user
-// allow it.
-func (p *pool) open() bool {
-	if !p.b.reserve(p) {
+// openCounted begins to open n servers that are counted as opening, as far as
+// the limits of the database and the user allow it.
+func (p *pool) openCounted(n int) bool {
+	for i := range n {
+		reserved := p.b.reserve(p)
+		if reserved {
+			p.size.Add(1)
+			if p.b.spawn(func() { _ = p.connect(p.b.life) }) {
+				continue
+			}
+			p.size.Add(-1)
+			p.db.free(p)
+		}
+		p.mu.Lock()
+		p.opening -= n - i
+		p.mu.Unlock()
 		return false
 	}
-	p.mu.Lock()
-	p.opening++
-	p.size.Add(1)
-	p.mu.Unlock()
-	p.b.goroutines.Go(func() { _ = p.connect(p.b.life) })
 	return true
 }
 
@@ -458,11 +463,12 @@ func (p *pool) hello(ctx context.Context) (*welcome, error) {
 		}
 		begin := p.opening == 0 && !p.db.paused.Load()
 		if begin {
+			p.opening++
 			p.greeted = make(chan struct{})
 		}
 		greeted := p.greeted
 		p.mu.Unlock()
-		if p.db.paused.Load() || begin && !p.open() {
+		if p.db.paused.Load() || begin && !p.openCounted(1) {
 			// Others have all places: wait until one is free.
 			select {
 			case <-time.After(50 * time.Millisecond):

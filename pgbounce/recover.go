@@ -120,7 +120,7 @@ func (s *server) cancel(done func()) {
 	s.pool.mu.Lock()
 	s.canceling++
 	s.pool.mu.Unlock()
-	s.b.goroutines.Go(func() {
+	spawned := s.b.spawn(func() {
 		ctx, stop := context.WithTimeout(s.b.life, s.b.config().CancelWaitTimeout)
 		err := sendCancel(ctx, s)
 		stop()
@@ -130,6 +130,9 @@ func (s *server) cancel(done func()) {
 		done()
 		s.pool.canceled(s)
 	})
+	if !spawned {
+		done()
+	}
 }
 
 // sendCancel returns when PostgreSQL has closed the connection, which is after
