@@ -11,7 +11,7 @@ BENCH     ?= .
 N         ?= 300000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test race lint fuzz bench proof-300m proof-fanout examples ci
+.PHONY: help demo test race lint fuzz bench bench-pgbounce soak proof-300m proof-fanout examples ci
 
 # $(call each,what,command) runs a command in every module. A tool is $(call
 # tool,name): pinned in tools/go.mod, out of every other go.mod.
@@ -19,7 +19,7 @@ each = set -e; for module in $(MODULES); do echo "== $(1) in $$module"; (cd $$mo
 tool = go tool -modfile=$(CURDIR)/tools/go.mod $(1)
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-13s%s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-15s%s\n' "$$target" "$$text"; done
 
 demo: ## start the photo-sharing server with its own PostgreSQL, Redis and memcached
 	@sh tools/setup.sh demo
@@ -53,6 +53,14 @@ fuzz: ## every fuzz test for FUZZTIME each
 bench: ## the packages' benchmarks; BENCH=regexp chooses
 	@sh tools/setup.sh test
 	@$(call each,benchmarks,go test -run='^$$' -bench='$(BENCH)' -benchmem -timeout=30m ./...)
+
+bench-pgbounce: ## pgbounce beside PgBouncer: throughput, latency, processor, memory; a quarter of an hour
+	@sh tools/setup.sh test
+	@cd bench && go run ./cmd/pgbounce -json ../docs/pgbounce.json
+
+soak: ## pgbounce under mixed load and rolling restarts for half an hour
+	@sh tools/setup.sh test
+	@cd bench && go run ./cmd/pgbounce -soak 30m
 
 proof-300m: ## N pairs, 300 million, in hashkv, and a report in docs; half an hour, 8 GB of memory
 	@sh tools/setup.sh demo

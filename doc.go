@@ -14,6 +14,7 @@
 //	hashkv                compact maps in Redis, that grow                   -
 //	feedcache             home feeds in Redis, filled on write               -
 //	feedcache/lookaside   object cache with leases in memcached              -
+//	pgbounce              connection pooler for PostgreSQL, in process too   -
 //
 // The photo-sharing server in examples/photoshare wires them together; the
 // README shows how to run it.

@@ -2,8 +2,8 @@
 # Installs what `make demo` or `make test` needs and this machine lacks.
 #
 #   tools/setup.sh demo    the servers of the demo
-#   tools/setup.sh test    also PgBouncer, a C compiler (for go test -race) and a
-#                          browser
+#   tools/setup.sh test    also PgBouncer, Node.js, a C compiler (for go test -race)
+#                          and a browser
 #
 # As root on Debian or a derivative it installs packages; anywhere else it
 # prints what is missing and how to get it, and the caller goes on with what
@@ -34,6 +34,8 @@ case $purpose in
 demo) ;;
 test)
     have pgbouncer || need pgbouncer
+    have node || need nodejs # for a client that is not in Go
+    have npm || need npm
     have gcc || need gcc
     [ -e /usr/include/stdlib.h ] || need libc6-dev
     have chromium || need chromium
