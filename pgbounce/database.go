@@ -16,7 +16,6 @@ type database struct {
 
 	paused   atomic.Bool // no servers are handed out
 	disabled atomic.Bool // no clients are let in
-	removed  atomic.Bool
 	// hungry are pools that wait for the limit of servers to let them.
 	hungry atomic.Pointer[[]hungry]
 

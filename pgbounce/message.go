@@ -66,7 +66,6 @@ var (
 	bindComplete  = appendHeader(nil, '2', 0)
 	closeComplete = appendHeader(nil, '3', 0)
 	noData        = appendHeader(nil, 'n', 0)
-	noParameters  = append(appendHeader(nil, 't', 2), 0, 0)
 	readyIdle     = appendReady(nil, 'I')
 )
 

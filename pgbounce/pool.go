@@ -32,7 +32,6 @@ type pool struct {
 	first   *client      // the queue of waiters
 	last    *client
 	waiters int
-	clients int
 	nextTry time.Duration // after a failed login
 	failure error
 	epoch   atomic.Uint64 // RECONNECT closes servers of earlier ones
