@@ -21,18 +21,21 @@ func (s *server) forward(p []byte) []byte {
 	for len(p) > 0 {
 		if s.rest > 0 {
 			n := min(s.rest, len(p))
-			if s.client != nil && s.chore == nil {
+			if s.passing && s.client != nil {
 				out.add(p[:n])
 			}
 			s.rest -= n
 			p = p[n:]
+			if s.rest == 0 {
+				s.settleInto(out)
+			}
 			continue
 		}
 		if len(p) < headerSize {
 			return p
 		}
 		size := messageSize(p)
-		if size <= 4 || size > maxMessage {
+		if size <= 4 || size > maxMessage || p[0] == 'Z' && size != headerSize+1 {
 			s.die("invalid message length from server")
 			return nil
 		}
@@ -44,10 +47,13 @@ func (s *server) forward(p []byte) []byte {
 			return p
 		}
 		n := min(size, len(p))
-		if s.message(p[:n], p[0], size) && s.client != nil {
+		s.passing = s.message(p[:n], p[0], size) && s.client != nil
+		if s.passing {
 			out.add(p[:n])
 		}
-		s.rest = size - n
+		if s.rest = size - n; s.rest == 0 {
+			s.settleInto(out) // what is ours to answer comes right behind it
+		}
 		p = p[n:]
 		if s.shut || s.dead {
 			return nil
@@ -108,22 +114,13 @@ func (s *server) message(p []byte, kind byte, size int) bool {
 		s.b.statements.release(r.statement)
 	}
 	q.pop()
-	if visible {
-		// It comes before what is answered by us now.
-		if s.client != nil {
-			s.loop.out.add(p)
-		}
-		s.settleInto(&s.loop.out)
-		return false
-	}
-	s.settleInto(&s.loop.out)
-	return false
+	return visible
 }
 
 // settle answers requests that are ours to answer, when nothing is under way
 // before them.
 func (s *server) settle() {
-	if r := s.queue.first(); r == nil || r.how != faked {
+	if r := s.queue.first(); r == nil || r.how != faked || s.client != nil && s.client.inside {
 		return
 	}
 	var b builder
@@ -218,11 +215,6 @@ func (s *server) ready(status byte) bool {
 	if c.pool.mode == Statement && status != 'I' {
 		s.loop.out.add(appendError(nil, 'E', "FATAL", "08P01", "transaction blocks not allowed in statement pooling mode"))
 		c.leaving = true
-		return false
-	}
-	if q.n > 0 && q.first().how == faked {
-		s.loop.out.add(appendReady(nil, status))
-		s.settleInto(&s.loop.out)
 		return false
 	}
 	return true

@@ -32,6 +32,7 @@ type client struct {
 	mapping  bool // statements are kept for it, under other names on servers
 	warned   bool // it was told of pins
 	login    credentials
+	inside   bool // a message from the server is half passed on
 	pinned   bool // it keeps its server until it leaves
 	leaving  bool
 	doubts   bool       // it waits for answers about names
@@ -73,6 +74,10 @@ func (c *client) flow() {
 	}
 	if c.failure != nil && !c.pending() {
 		c.end(nil)
+		return
+	}
+	if c.waiter.waiting && (c.ended || c.mem != nil && c.mem.ended()) {
+		c.lost(io.EOF) // nobody waits any more
 		return
 	}
 	for i := 0; c.readable && c.mayRead(); i++ {
@@ -365,11 +370,27 @@ func (c *client) fail(err *wireError) {
 	if s := c.server; s != nil {
 		s.abandon()
 	}
-	if err := c.write(appendError(nil, 'E', err.severity, err.code, err.message)); err != nil || !c.pending() {
+	if c.inside {
+		c.end(nil) // in the middle of a message there is no saying it
+		return
+	}
+	if err := c.write(appendError(nil, 'E', err.severity, err.code, err.message)); err != nil {
 		c.end(nil)
 		return
 	}
-	// It is given time to take what it has not taken yet.
+	c.endFlushed()
+}
+
+// endFlushed ends the client once it has taken all, and gives it some time for
+// that.
+func (c *client) endFlushed() {
+	if !c.pending() {
+		c.end(nil)
+		return
+	}
+	if c.failure == nil {
+		c.failure = fatal("08P01", "server conn crashed?")
+	}
 	time.AfterFunc(time.Second, func() { c.home.Load().do(func() { c.end(nil) }) })
 }
 

@@ -496,6 +496,7 @@ func TestConsoleShowsWhoHasWhat(t *testing.T) {
 	require.NoError(t, <-waited)
 	require.Positive(t, s.Stats().Databases[0].WaitTime)
 	consoleWait(t, "the server is idle", func() bool { return s.Stats().Pools[0].ServersIdle == 1 })
+	require.Zero(t, s.Stats().Pools[0].ServersActive)
 	require.Equal(t, "idle", consoleRun(t, console, "show servers").rows[0]["state"])
 	require.Equal(t, "", consoleRun(t, console, "show servers").rows[0]["link"])
 }
@@ -510,7 +511,12 @@ func TestConsolePauses(t *testing.T) {
 	paused := func() string { return consoleRun(t, other, "show databases").row(t, "name", s.database)["paused"] }
 	pause := func(ctx context.Context, sql string) chan error {
 		done := make(chan error, 1)
-		go func() { _, err := consoleExec(ctx, console, sql); done <- err }()
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+			defer cancel()
+			_, err := consoleExec(ctx, console, sql)
+			done <- err
+		}()
 		return done
 	}
 	for _, sql := range []string{"pause", "pause " + s.database} {
@@ -558,7 +564,7 @@ func TestConsoleSuspends(t *testing.T) {
 	consoleRun(t, client, "select 1")
 	require.Equal(t, "SUSPEND", consoleOutcome(t, console, "suspend"))
 	require.Equal(t, "yes", consoleRun(t, other, "show state").row(t, "key", "suspended")["value"])
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	answered := make(chan error, 1)
 	go func() { _, err := consoleExec(ctx, client, "select 1"); answered <- err }()

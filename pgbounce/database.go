@@ -48,7 +48,9 @@ func (b *Bouncer) reserve(p *pool) bool {
 	cfg, d := b.config(), p.db
 	b.mu.Lock()
 	if limit := size(cfg.Users[p.user].MaxServers, cfg.MaxUserServers); limit > 0 && b.account(p.user).servers >= limit {
+		pools := b.poolsOfLocked(p.user)
 		b.mu.Unlock()
+		evict(pools, p)
 		return false
 	}
 	if limit := size(d.config().MaxServers, cfg.MaxDatabaseServers); limit > 0 && d.servers >= limit {
@@ -62,6 +64,18 @@ func (b *Bouncer) reserve(p *pool) bool {
 	b.account(p.user).servers++
 	b.mu.Unlock()
 	return true
+}
+
+// poolsOfLocked returns all pools of a user.
+func (b *Bouncer) poolsOfLocked(user string) (pools []*pool) {
+	for _, d := range b.databases {
+		for _, p := range d.pools {
+			if p.user == user {
+				pools = append(pools, p)
+			}
+		}
+	}
+	return pools
 }
 
 func (b *Bouncer) account(user string) *account {
@@ -144,7 +158,16 @@ func (d *database) free(p *pool) {
 	d.servers--
 	b.account(p.user).servers--
 	list := d.hungry.Swap(nil)
+	var others []*pool
+	if size(b.config().Users[p.user].MaxServers, b.config().MaxUserServers) > 0 {
+		others = b.poolsOfLocked(p.user)
+	}
 	b.mu.Unlock()
+	for _, other := range others {
+		if other != p {
+			other.grow()
+		}
+	}
 	if list != nil {
 		for _, h := range *list {
 			h.pool.grow()

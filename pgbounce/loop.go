@@ -22,6 +22,7 @@ type loop struct {
 
 	mu    sync.Mutex
 	wires []*wire  // by file descriptor
+	turn  []*wire  // those that have it now
 	again []*wire  // those that have more to read, for the next turn
 	tasks []func() // for the next turn as well
 	spare [][]byte // empty buffers of heldSize
@@ -74,19 +75,24 @@ func (l *loop) run() {
 		l.mu.Lock()
 		l.now = l.b.clock()
 		for i := range n {
-			fd, readable, writable := l.poller.event(i)
+			fd, readable, writable, ended := l.poller.event(i)
 			if fd == l.poller.fd() {
 				l.poller.woken()
 			} else if fd < len(l.wires) && l.wires[fd] != nil {
-				l.wires[fd].event(readable, writable)
+				w := l.wires[fd]
+				w.ended = w.ended || ended
+				w.event(readable, writable)
 			}
 		}
-		if again := l.again; len(again) > 0 {
+		if l.turn = l.again; len(l.turn) > 0 {
 			l.again = nil
-			for _, w := range again {
-				w.queued = false
-				w.event(false, false)
+			for i := range l.turn {
+				if w := l.turn[i]; w != nil {
+					w.queued = false
+					w.event(false, false)
+				}
 			}
+			l.turn = nil
 		}
 		if tasks := l.tasks; len(tasks) > 0 {
 			l.tasks = nil
@@ -197,6 +203,14 @@ func (l *loop) attach(w *wire) error {
 }
 
 func (l *loop) detach(w *wire) {
+	for _, list := range [][]*wire{l.turn, l.again} {
+		for i := range list {
+			if list[i] == w {
+				list[i] = nil
+			}
+		}
+	}
+	w.queued = false
 	if w.fd >= 0 && w.fd < len(l.wires) && l.wires[w.fd] == w {
 		l.wires[w.fd] = nil
 		l.poller.remove(w.fd)

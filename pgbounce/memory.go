@@ -71,6 +71,13 @@ func (m *memory) take(p []byte) (int, error) {
 	return h.pullLocked(p), nil
 }
 
+// ended tells whether the other end is closed.
+func (m *memory) ended() bool {
+	m.in.mu.Lock()
+	defer m.in.mu.Unlock()
+	return m.in.closed
+}
+
 // put writes what there is room for without waiting.
 func (m *memory) put(p []byte) (int, error) {
 	h := m.out

@@ -18,6 +18,7 @@ type request struct {
 	// are also what is undone if the server never gets to it.
 	name      *named
 	statement *statement
+	counted   bool // as one that changes what a name stands for
 }
 
 type how uint8
@@ -62,6 +63,7 @@ func (o *outstanding) push(r request) {
 		o.readies++
 		o.unsure, o.fresh = o.unsure+o.fresh, 0
 	case r.names():
+		o.at(o.n - 1).counted = true
 		o.fresh++
 	}
 }
@@ -99,9 +101,9 @@ func (o *outstanding) forget(r *request) {
 	switch {
 	case r.ends():
 		o.readies--
-	case r.names() && o.unsure > 0:
+	case r.counted && o.unsure > 0:
 		o.unsure--
-	case r.names():
+	case r.counted:
 		o.fresh--
 	}
 }

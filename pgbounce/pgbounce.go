@@ -137,10 +137,14 @@ func (b *Bouncer) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
+// minLogins is how many may be logging in at the same time, if more clients
+// are not allowed anyway. Cancel requests count here, and not as clients.
+const minLogins = 1000
+
 // login serves a connection on a goroutine of its own.
 func (b *Bouncer) login(conn net.Conn, inProcess bool) {
 	b.mu.Lock()
-	if b.closed {
+	if b.closed || len(b.logins) >= max(b.config().MaxClients, minLogins) {
 		b.mu.Unlock()
 		conn.Close()
 		return

@@ -76,11 +76,13 @@ func (p *poller) wait() int {
 	return n
 }
 
-// event returns the i-th socket of the last wait and what it can do.
-func (p *poller) event(i int) (fd int, readable, writable bool) {
+// event returns the i-th socket of the last wait, what it can do, and whether
+// the other end has closed it, which is told only once.
+func (p *poller) event(i int) (fd int, readable, writable, ended bool) {
 	e := &p.events[i]
 	const in = syscall.EPOLLIN | syscall.EPOLLRDHUP | syscall.EPOLLHUP | syscall.EPOLLERR
-	return int(e.Fd), e.Events&in != 0, e.Events&(syscall.EPOLLOUT|syscall.EPOLLHUP|syscall.EPOLLERR) != 0
+	return int(e.Fd), e.Events&in != 0, e.Events&(syscall.EPOLLOUT|syscall.EPOLLHUP|syscall.EPOLLERR) != 0,
+		e.Events&(syscall.EPOLLRDHUP|syscall.EPOLLHUP|syscall.EPOLLERR) != 0
 }
 
 var one = [8]byte{1}

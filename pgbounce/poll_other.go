@@ -22,7 +22,7 @@ func (p *poller) woken()               {}
 func (p *poller) fd() int              { return -2 }
 func (p *poller) close()               {}
 
-func (p *poller) event(int) (fd int, readable, writable bool) { return -1, false, false }
+func (p *poller) event(int) (fd int, readable, writable, ended bool) { return -1, false, false, false }
 
 func (p *poller) wake() {
 	select {

@@ -159,11 +159,6 @@ func (p *pool) leave(c *client) bool {
 func (p *pool) give(s *server) {
 	now := s.loop.now
 	p.mu.Lock()
-	if s.canceling > 0 {
-		s.state = serverBeingCanceled
-		p.mu.Unlock()
-		return
-	}
 	old := s.dead || p.closed || p.replication != "" && s.used || s.epoch != p.epoch.Load() || s.lifetime > 0 && now-s.connected > s.lifetime || p.db.yields(p)
 	if old {
 		p.mu.Unlock()
@@ -252,8 +247,26 @@ func (p *pool) canceled(s *server) {
 	}
 	p.mu.Unlock()
 	if waits {
-		s.post(func() { p.give(s) })
+		s.post(func() {
+			if s.draining {
+				s.maybeRecover()
+			} else {
+				s.give()
+			}
+		})
 	}
+}
+
+// awaitsCancel tells whether a cancel request for a server is under way. If so
+// the server is dealt with when that is done.
+func (p *pool) awaitsCancel(s *server) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.canceling == 0 {
+		return false
+	}
+	s.state = serverBeingCanceled
+	return true
 }
 
 // post has fn run on the server's loop, wherever that is by then, unless the

@@ -99,6 +99,9 @@ func (s *server) maybeRecover() {
 
 // recovered is called when the server is ready again.
 func (s *server) recovered() {
+	if s.pool.awaitsCancel(s) {
+		return
+	}
 	if s.status != 'I' {
 		s.run("rollback", func(err *wireError) {
 			if err != nil || s.status != 'I' {

@@ -19,9 +19,11 @@ type server struct {
 	queue  outstanding
 	chore  *chore // a query of our own, when nothing else is under way
 	held   []byte // the begin of a message that has not wholly come
-	rest   int    // how much of a message being passed on is still to come
-	status byte   // I, T or E, as its last Z said
-	copyIn bool
+	rest   int    // how much of a message is still to come
+	// passing tells that the rest is for the client.
+	passing bool
+	status  byte // I, T or E, as its last Z said
+	copyIn  bool
 	// unsynced tells that a Sync is to come: the implicit transaction is open
 	// until then, with its locks and portals.
 	unsynced bool
@@ -170,7 +172,14 @@ func (s *server) consume(data []byte) {
 	if ch := s.chore; ch != nil && ch.over {
 		s.chore, s.queryAt = nil, 0
 		ch.done(ch.err)
+		if l.moved != s && s.draining {
+			s.maybeRecover()
+		}
 		return
+	}
+	if c != nil {
+		c.inside = s.rest > 0 && s.passing
+		s.settle()
 	}
 	if c != nil && c.doubts && s.queue.unsure == 0 {
 		l.later(c.resume)
@@ -226,6 +235,9 @@ func (s *server) unlink() {
 
 // give hands the server to the pool, after what has to be done first.
 func (s *server) give() {
+	if s.pool.awaitsCancel(s) {
+		return // a cancel request under way would meet what is run next
+	}
 	cfg := s.b.config()
 	if s.pool.mode == Session || cfg.ServerResetAlways {
 		if !s.clean {
@@ -243,6 +255,19 @@ func (s *server) give() {
 	s.clean = false
 	s.idleSince = s.loop.now
 	s.pool.give(s)
+}
+
+// drop empties the queue of a server that is closed.
+func (s *server) drop() {
+	for i := range s.queue.n {
+		switch r := s.queue.at(i); {
+		case r.kind == 'C' && r.how == injected && r.statement != nil:
+			s.b.statements.release(r.statement)
+		case r.kind == 'C' && r.how == faked && r.name != nil:
+			s.b.statements.release(r.name.statement)
+		}
+	}
+	s.queue.clear()
 }
 
 // lost is called when the connection to PostgreSQL is gone.
@@ -267,13 +292,13 @@ func (s *server) end(reason string) {
 	c := s.client
 	s.client = nil
 	s.forgetAll()
-	s.queue.clear()
+	s.drop()
 	s.pool.lose(s)
 	if c != nil {
 		c.server = nil
-		if s.dead && strings.HasPrefix(reason, "server said") {
+		if s.dead && s.chore == nil && strings.HasPrefix(reason, "server said") {
 			// It was passed on; the connection ends as PostgreSQL's would have.
-			c.end(nil)
+			c.endFlushed()
 			return
 		}
 		c.fail(fatal("08P01", "%s", reason))

@@ -32,6 +32,7 @@ type wire struct {
 	out      []byte // what the other end has not taken yet
 	readable bool   // there may be something to read
 	queued   bool   // it is in loop.again
+	ended    bool   // the other end has closed it: read on to the end
 	shut     bool
 }
 
@@ -91,7 +92,7 @@ func (w *wire) read(p []byte) (n int, err error) {
 		if err == nil && n == 0 {
 			err = io.EOF
 		}
-		if n < len(p) && err == nil {
+		if n < len(p) && err == nil && !w.ended {
 			// A socket that gave less has no more, and tells when it has.
 			w.readable = false
 		}
