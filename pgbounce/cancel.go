@@ -61,6 +61,8 @@ func (k *cancels) find(key cancelKey) *client {
 	return c
 }
 
+var errCanceled = &wireError{severity: "ERROR", code: "57014", message: "canceling statement due to user request"}
+
 // cancel does what a cancel request asks for, and calls done when it is done:
 // a client that waits for a server no longer waits, and what a server runs for
 // it is cancelled. A client that does nothing is left alone.
@@ -70,11 +72,12 @@ func (c *client) cancel(done func()) {
 		done()
 	case c.waiter.waiting:
 		if !c.waiter.pool.leave(c) {
-			done() // it is getting a server this moment
+			c.canceled = true // a server is on its way: it is not used
+			done()
 			return
 		}
 		c.waiter.waiting = false
-		c.refuse(&wireError{severity: "ERROR", code: "57014", message: "canceling statement due to user request"})
+		c.refuse(errCanceled)
 		done()
 	case s != nil && (s.queue.n > 0 || s.copyIn):
 		s.cancel(done)

@@ -32,6 +32,7 @@ type client struct {
 	mapping  bool // statements are kept for it, under other names on servers
 	warned   bool // it was told of pins
 	login    credentials
+	canceled bool // while a server was on its way
 	inside   bool // a message from the server is half passed on
 	pinned   bool // it keeps its server until it leaves
 	leaving  bool
@@ -293,6 +294,12 @@ func (c *client) link() bool {
 // linked goes on with a server that the pool got for a client that waited.
 func (c *client) linked(s *server) {
 	defer c.loop.guard("linked", func() { c.lost(errors.New("internal error")) })
+	if c.canceled {
+		c.canceled = false
+		s.pool.give(s)
+		c.refuse(errCanceled)
+		return
+	}
 	if c.begin(s) {
 		c.resume()
 	}
