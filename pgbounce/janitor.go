@@ -156,37 +156,23 @@ func (b *Bouncer) tidyClients() {
 	}
 }
 
-// growLoops starts one more loop if those there have taken all the processor
-// time they can get. Before that a second one only costs: what goes from one
-// loop to another has to wake it.
+// growLoops starts one more loop if those there have hardly slept, and this
+// process has had the processor time for that: on a busy machine a loop seems
+// busy that only waits for its turn, and a second one would only cost, since
+// what goes from one loop to another has to wake it.
 func (b *Bouncer) growLoops() {
 	b.mu.Lock()
-	loops := slices.Clone(b.loops)
-	full := len(loops) >= b.maxLoops()
-	b.mu.Unlock()
-	if full {
-		return
-	}
-	now := b.clock()
-	period := now - b.lastGrown
-	b.lastGrown = now
-	busy := true
-	for _, l := range loops {
-		// Those that are busy answer soon; who sleeps is asked again next time.
-		if l.asked.Load() {
-			busy = false
-			continue
-		}
-		ran := time.Duration(l.ran.Load())
-		busy = busy && l.had > 0 && ran-l.had > period*9/10
-		l.had = ran
-		l.asked.Store(true)
-	}
-	if !busy {
-		return
-	}
-	b.mu.Lock()
 	defer b.mu.Unlock()
+	now, used := b.clock(), processorTime()
+	period, ran := now-b.looked.at, used-b.looked.used
+	b.looked.at, b.looked.used = now, used
+	busy := ran > period*time.Duration(len(b.loops))*9/10
+	for _, l := range b.loops {
+		busy = time.Duration(l.busy.Swap(0)) > period*9/10 && busy
+	}
+	if !busy || len(b.loops) >= b.maxLoops() {
+		return
+	}
 	if err := b.addLoopLocked(); err != nil {
 		b.log().Error("pgbounce: no further loop", "error", err.Error())
 	}

@@ -23,6 +23,7 @@ type loop struct {
 	mu    sync.Mutex
 	wires []*wire  // by file descriptor
 	turn  []*wire  // those that have it now
+	fed   bool     // something was put into memory since it last yielded
 	again []*wire  // those that have more to read, for the next turn
 	tasks []func() // for the next turn as well
 	spare [][]byte // empty buffers of heldSize
@@ -40,10 +41,7 @@ type loop struct {
 	closed atomic.Bool
 	done   chan struct{}
 	load   atomic.Int64 // clients
-	// Processor time of its thread, told when it is asked, and as it was before.
-	asked atomic.Bool
-	ran   atomic.Int64
-	had   time.Duration
+	busy   atomic.Int64 // nanoseconds it has not slept
 }
 
 // bufSize is how much is read at once. It bounds what a slow reader makes the
@@ -60,15 +58,24 @@ func newLoop(b *Bouncer, number int) (*loop, error) {
 
 // run is the loop's thread.
 func (l *loop) run() {
-	runtime.LockOSThread() // so that its processor time can be told
 	defer close(l.done)
 	defer l.poller.close()
+	begin := time.Now()
 	for {
 		n := l.poller.poll()
+		if n == 0 && l.fed {
+			// Goroutines wait for what was put into memory. They run on this
+			// thread now, which would keep them waiting while it sleeps.
+			l.fed = false
+			runtime.Gosched()
+			n = l.poller.poll()
+		}
 		if n == 0 {
 			l.asleep.Store(true)
 			if l.idle() {
+				l.busy.Add(int64(time.Since(begin)))
 				n = l.poller.wait()
+				begin = time.Now()
 			}
 			l.asleep.Store(false)
 		}
@@ -103,10 +110,6 @@ func (l *loop) run() {
 		l.drain()
 		stop := l.closed.Load()
 		l.mu.Unlock()
-		if l.asked.Load() {
-			l.ran.Store(int64(threadTime()))
-			l.asked.Store(false)
-		}
 		if stop {
 			return
 		}

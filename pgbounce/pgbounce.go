@@ -46,8 +46,8 @@ type Bouncer struct {
 	clients   map[*client]struct{}
 	logins    map[net.Conn]struct{}
 	closed    bool
-	lastGrown time.Duration // the janitor's
-	empty     chan struct{} // signalled when a client has left
+	looked    struct{ at, used time.Duration } // when the janitor looked at the loops, and the processor time then
+	empty     chan struct{}                    // signalled when a client has left
 }
 
 // New returns a Bouncer. It connects to nothing and starts nothing before the

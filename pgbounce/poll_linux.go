@@ -150,11 +150,10 @@ func dupFD(fd int) (int, error) {
 	return int(n), nil
 }
 
-// threadTime returns the processor time of the calling thread.
-func threadTime() time.Duration {
-	const thread = 1 // RUSAGE_THREAD
+// processorTime returns what this process has used.
+func processorTime() time.Duration {
 	var u syscall.Rusage
-	if syscall.Getrusage(thread, &u) != nil {
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())

@@ -39,5 +39,5 @@ const polled = false
 
 func dupFD(int) (int, error) { return -1, errors.ErrUnsupported }
 
-// threadTime is not known here, so there is one loop.
-func threadTime() time.Duration { return 0 }
+// processorTime is not known here, so there is one loop.
+func processorTime() time.Duration { return 0 }
