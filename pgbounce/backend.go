@@ -210,6 +210,9 @@ func (s *server) ready(status byte) bool {
 	}
 	c := s.client
 	if c == nil {
+		if s.draining && q.n > 0 {
+			s.cancel(func() {}) // the next one of several
+		}
 		return false
 	}
 	if c.pool.mode == Statement && status != 'I' {

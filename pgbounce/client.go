@@ -77,7 +77,7 @@ func (c *client) flow() {
 		c.end(nil)
 		return
 	}
-	if c.waiter.waiting && (c.ended || c.mem != nil && c.mem.ended()) {
+	if (c.waiter.waiting || c.doubts) && (c.ended || c.mem != nil && c.mem.ended()) {
 		c.lost(io.EOF) // nobody waits any more
 		return
 	}

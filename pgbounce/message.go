@@ -46,6 +46,10 @@ func appendParse(p []byte, name, body string) []byte {
 	return append(append(append(appendHeader(p, 'P', len(name)+1+len(body)), name...), 0), body...)
 }
 
+func appendExecute(p []byte, portal string) []byte {
+	return append(append(appendHeader(p, 'E', len(portal)+1+4), portal...), 0, 0, 0, 0, 0)
+}
+
 func appendCloseStatement(p []byte, name string) []byte {
 	return append(append(append(appendHeader(p, 'C', 1+len(name)+1), 'S'), name...), 0)
 }

@@ -78,13 +78,20 @@ func (p *pool) take(c *client) *server {
 	return nil
 }
 
-// failing returns an error if there is no server, none can be opened now, and
-// so nothing to wait for.
+// failing returns an error if there is no server and the last one could not be
+// opened, so that nobody waits in vain. It tries again when it is time.
 func (p *pool) failing() *wireError {
 	p.mu.Lock()
-	failed := p.failure != nil && len(p.all) == 0 && p.b.clock() < p.nextTry && !p.db.paused.Load()
+	failed := p.failure != nil && len(p.all) == 0 && !p.db.paused.Load()
+	try := failed && !p.closed && p.opening == 0 && p.b.clock() >= p.nextTry
+	if try {
+		p.opening++
+	}
 	why := p.failure
 	p.mu.Unlock()
+	if try {
+		p.openCounted(1)
+	}
 	if !failed {
 		return nil
 	}

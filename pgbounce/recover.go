@@ -34,6 +34,12 @@ func (s *server) abandon() {
 		s.copyIn = false
 	}
 	if s.chore == nil && s.needsSync() {
+		if s.unsynced && !q.failed {
+			// A Sync would commit what the client has not committed. This fails,
+			// and the batch with it.
+			out = appendExecute(out, "?gone")
+			q.push(request{kind: 'E', how: injected})
+		}
 		out = appendHeader(out, 'S', 0)
 		q.push(request{kind: 'S'})
 		q.failed, s.unsynced = false, false
@@ -46,6 +52,9 @@ func (s *server) abandon() {
 	}
 	if busy {
 		s.cancel(func() {})
+	}
+	if s.readable {
+		s.later() // it was held up by a slow client
 	}
 	s.maybeRecover()
 }
