@@ -65,14 +65,24 @@ func (b *Bouncer) authQuery(ctx context.Context, d *database, as, user string) (
 	}
 }
 
-func (b *Bouncer) dialAsker(ctx context.Context, d *database, as string) (*pgconn.PgConn, error) {
+// dialAsker connects to the first of the database's hosts that lets it in.
+func (b *Bouncer) dialAsker(ctx context.Context, d *database, as string) (conn *pgconn.PgConn, err error) {
+	for _, host := range d.config().hosts(0) {
+		if conn, err = b.dialAskerAt(ctx, d, host, as); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return conn, err
+}
+
+func (b *Bouncer) dialAskerAt(ctx context.Context, d *database, host, as string) (*pgconn.PgConn, error) {
 	cfg, db := b.config(), d.config()
 	c, err := pgconn.ParseConfig("host=localhost sslmode=disable")
 	if err != nil {
 		return nil, err
 	}
-	network, addr := db.address(0)
-	c.Host = db.host(0)
+	network, addr, host := db.address(host)
+	c.Host = host
 	c.Port = uint16(cmp.Or(db.Port, 5432))
 	c.User, c.Password = as, cfg.Auth.Secrets[as]
 	if as == db.User && db.Password != "" {
@@ -87,7 +97,7 @@ func (b *Bouncer) dialAsker(ctx context.Context, d *database, as string) (*pgcon
 		return (&net.Dialer{}).DialContext(ctx, network, addr)
 	}
 	if t := cfg.ServerTLS; t.Mode > TLSAllow && network != "unix" {
-		c.TLSConfig = t.clientConfig(db.host(0))
+		c.TLSConfig = t.clientConfig(host)
 		if t.Mode == TLSPrefer {
 			c.Fallbacks = []*pgconn.FallbackConfig{{Host: c.Host, Port: c.Port}}
 		}

@@ -234,6 +234,10 @@ func (c *client) forward(p []byte) []byte {
 			c.failure = err
 			return nil
 		}
+		if p[0] == 'Q' && c.b.config().DisablePQExec {
+			c.failure = fatal("08P01", "PQexec disallowed")
+			return nil
+		}
 		if c.server == nil {
 			switch n, done := c.alone(p, size); {
 			case c.leaving || c.shut:
@@ -244,7 +248,7 @@ func (c *client) forward(p []byte) []byte {
 			case n < 0:
 				return p
 			}
-			if !c.link() {
+			if !c.link(p[:min(size, len(p))]) {
 				return p
 			}
 		}
@@ -271,10 +275,10 @@ func (c *client) answer(p []byte) {
 	c.pool.stats.sent.Add(int64(len(p)))
 }
 
-// link gets a server. If there is none now, or it has to be made ready, the
-// client goes on later, in linked.
-func (c *client) link() bool {
-	pool, err := c.target()
+// link gets a server for what p begins. If there is none now, or it has to be
+// made ready, the client goes on later, in linked.
+func (c *client) link(p []byte) bool {
+	pool, err := c.target(p)
 	if err != nil {
 		c.refusal = err
 		return false
@@ -370,7 +374,7 @@ func (c *client) fail(err *wireError) {
 		return
 	}
 	c.failure = err
-	c.b.logClient(c, "closing because: "+err.message)
+	c.b.logError(c, err.message)
 	if c.waiter.waiting {
 		c.waiter.pool.leave(c)
 	}

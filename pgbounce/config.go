@@ -204,6 +204,17 @@ type Config struct {
 	// Default: PinWarn.
 	Pins Pins
 
+	// DisablePQExec disconnects a client at its first simple query, because such
+	// a query may be several statements, and one that is injected is one more.
+	// Default: false.
+	DisablePQExec bool
+
+	// AutoDatabaseTimeout is after how long without clients and servers a
+	// database is forgotten that is there because of "*", with what was counted
+	// for it. One that is paused or disabled is kept.
+	// Default: 3600 s.
+	AutoDatabaseTimeout time.Duration
+
 	// Auth says who may log in, and how.
 	Auth Auth
 
@@ -239,6 +250,10 @@ type Config struct {
 	// QuietConnections leaves the coming and going of clients and servers out
 	// of the log.
 	QuietConnections bool
+
+	// QuietErrors leaves out as well what clients are told when they are
+	// disconnected. Without QuietConnections it has no effect.
+	QuietErrors bool
 }
 
 // AdminHooks let the console do what only the program around a Bouncer can. A
@@ -257,10 +272,17 @@ type AdminHooks struct {
 
 // A Database is where a database that clients name is to be found.
 type Database struct {
-	// Hosts are names, addresses, or folders with a Unix socket. With several,
-	// servers are spread over them by turns.
+	// Hosts are names, addresses, or folders with a Unix socket, each with a
+	// colon and a port behind it if that is not Port. With several, servers are
+	// spread over them by turns, and one that does not answer is passed over.
 	// Default: localhost.
 	Hosts []string
+
+	// Failover has Hosts tried in their order for each server: the first that
+	// answers serves. One that does not takes no longer than its part of
+	// ServerConnectTimeout.
+	// Default: false.
+	Failover bool
 
 	// Port is PostgreSQL's. Default: 5432.
 	Port int
@@ -424,6 +446,7 @@ func (c Config) withDefaults() (Config, error) {
 		{&c.ServerCheckDelay, 30 * time.Second},
 		{&c.RecoverTimeout, 5 * time.Second},
 		{&c.SuspendTimeout, 10 * time.Second},
+		{&c.AutoDatabaseTimeout, 3600 * time.Second},
 	} {
 		*d.value = max(cmp.Or(*d.value, d.def), 0)
 	}
@@ -465,22 +488,36 @@ func (c Config) withDefaults() (Config, error) {
 // size returns the first that is not 0, and 0 for a negative one.
 func size(values ...int) int { return max(cmp.Or(values...), 0) }
 
-// address returns where the n-th server of a database is dialled.
-func (d Database) address(n int) (network, addr string) {
-	host := "localhost"
-	if len(d.Hosts) > 0 {
-		host = d.Hosts[n%len(d.Hosts)]
+// hosts returns the hosts to try for the n-th server, in their order.
+func (d Database) hosts(n int) []string {
+	if len(d.Hosts) == 0 {
+		return []string{"localhost"}
 	}
+	if d.Failover {
+		n = 0
+	}
+	n %= len(d.Hosts)
+	return slices.Concat(d.Hosts[n:], d.Hosts[:n])
+}
+
+// address returns where one of the hosts is dialled, and its name.
+func (d Database) address(host string) (network, addr, name string) {
 	port := strconv.Itoa(cmp.Or(d.Port, 5432))
-	if strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") {
-		return "unix", filepath.Join(host, ".s.PGSQL."+port)
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && (strings.IndexByte(host, ':') == i || host[i-1] == ']') {
+		if n, err := strconv.ParseUint(host[i+1:], 10, 16); err == nil && n > 0 {
+			host, port = host[:i], host[i+1:]
+		}
 	}
-	return "tcp", net.JoinHostPort(strings.Trim(host, "[]"), port)
+	if strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") {
+		return "unix", filepath.Join(host, ".s.PGSQL."+port), host
+	}
+	host = strings.Trim(host, "[]")
+	return "tcp", net.JoinHostPort(host, port), host
 }
 
 // same tells whether a server of one may serve the other.
 func (d Database) same(o Database) bool {
-	return slices.Equal(d.Hosts, o.Hosts) && d.Port == o.Port && d.Name == o.Name && d.User == o.User &&
+	return slices.Equal(d.Hosts, o.Hosts) && d.Failover == o.Failover && d.Port == o.Port && d.Name == o.Name && d.User == o.User &&
 		d.Password == o.Password && d.ConnectQuery == o.ConnectQuery && mapsEqual(d.Parameters, o.Parameters)
 }
 

@@ -21,7 +21,7 @@ type parameter[T any] struct {
 
 var databaseKeys = []parameter[Database]{
 	{name: "dbname", def: "the name the client gave", set: textOf(func(d *Database) *string { return &d.Name })},
-	{name: "host", def: "unix_socket_dir", set: setHosts},
+	{name: "host", def: "unix_socket_dir", note: "not in PgBouncer: a host may have a port of its own, as in `a:5433`", set: setHosts},
 	{name: "port", def: "5432", set: numberOf(1, 65535, func(d *Database) *int { return &d.Port })},
 	{name: "user", def: "the client's", set: textOf(func(d *Database) *string { return &d.User })},
 	{name: "password", def: "that of auth_file", set: textOf(func(d *Database) *string { return &d.Password })},
@@ -35,7 +35,7 @@ var databaseKeys = []parameter[Database]{
 	{name: "connect_query", def: "none", set: textOf(func(d *Database) *string { return &d.ConnectQuery })},
 	{name: "pool_mode", def: "that of [pgbouncer]", set: modeOf(func(d *Database) *Mode { return &d.Mode })},
 	{name: "query_wait_timeout", def: "-1", why: "that of [pgbouncer] is for all databases"},
-	{name: "load_balance_hosts", def: "round-robin", why: "servers are spread over the hosts by turns"},
+	{name: "load_balance_hosts", def: "round-robin", note: "a host that does not answer is passed over", set: setBalance},
 	{name: "target_session_attrs", def: "any", why: "any server of the list is taken"},
 	{name: "max_db_connections", def: "that of [pgbouncer]", set: limitOf(0, func(d *Database) *int { return &d.MaxServers })},
 	{name: "max_db_client_connections", def: "that of [pgbouncer]", set: limitOf(0, func(d *Database) *int { return &d.MaxClients })},
@@ -256,6 +256,15 @@ func setHosts(d *Database, value string) error {
 		}
 	}
 	return nil
+}
+
+func setBalance(d *Database, value string) error {
+	switch value {
+	case "disable", "round-robin":
+		d.Failover = value == "disable"
+		return nil
+	}
+	return errors.New("want disable or round-robin")
 }
 
 func setParameter(name string) func(*Database, string) error {

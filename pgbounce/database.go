@@ -23,7 +23,8 @@ type database struct {
 	pools   map[poolKey]*pool
 	servers int
 	clients int
-	auto    bool // made from "*"
+	auto    bool          // made from "*"
+	usedAt  time.Duration // when it was last known to be in use
 }
 
 type poolKey struct {
@@ -180,6 +181,7 @@ func (b *Bouncer) database(name string) *database {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if d := b.databases[name]; d != nil {
+		d.usedAt = b.clock()
 		return d
 	}
 	cfg, ok := b.config().Databases["*"]
@@ -190,7 +192,7 @@ func (b *Bouncer) database(name string) *database {
 }
 
 func (b *Bouncer) addDatabaseLocked(name string, cfg Database, auto bool) *database {
-	d := &database{b: b, name: name, pools: map[poolKey]*pool{}, auto: auto}
+	d := &database{b: b, name: name, pools: map[poolKey]*pool{}, auto: auto, usedAt: b.clock()}
 	d.cfg.Store(&cfg)
 	d.paused.Store(b.paused.Load())
 	b.databases[name] = d

@@ -39,15 +39,44 @@ type welcome struct {
 	params parameters
 }
 
-// dial opens a server. The pool has its place reserved.
+// dial opens a server on the first host that answers. The pool has its place
+// reserved.
 func (p *pool) dial(ctx context.Context) (*server, error) {
 	p.mu.Lock()
 	turn := p.turn
 	p.turn++
-	login := p.login
 	p.mu.Unlock()
 	db := p.db.config()
-	network, addr := db.address(turn)
+	hosts := db.hosts(turn)
+	for i, host := range hosts {
+		s, err := p.dialHost(ctx, db, host, len(hosts)-i)
+		if err == nil || i == len(hosts)-1 || ctx.Err() != nil || !unanswered(err) {
+			return s, err
+		}
+		p.b.log().Warn("pgbounce: the next host is tried", "database", p.db.name, "error", err.Error())
+	}
+	panic("bug: a database without hosts")
+}
+
+// unanswered tells whether another host may do better: this one did not answer,
+// or only to say that it is starting or stopping.
+func unanswered(err error) bool {
+	e, ok := errors.AsType[*wireError](err)
+	return !ok || strings.HasPrefix(e.code, "57P")
+}
+
+// dialHost opens a server on a host, of which there are so many left to try in
+// the same time.
+func (p *pool) dialHost(ctx context.Context, db *Database, host string, left int) (*server, error) {
+	if deadline, ok := ctx.Deadline(); ok && left > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+		defer cancel()
+	}
+	p.mu.Lock()
+	login := p.login
+	p.mu.Unlock()
+	network, addr, name := db.address(host)
 	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
@@ -55,10 +84,11 @@ func (p *pool) dial(ctx context.Context) (*server, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	bare := conn
+	stop := context.AfterFunc(ctx, func() { _ = bare.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	s := &server{b: p.b, pool: p, target: addr, addr: conn.RemoteAddr(), local: conn.LocalAddr(), status: 'I', id: p.b.nextID()}
-	conn, err = p.encrypt(ctx, conn, network, db, turn)
+	conn, err = p.encrypt(ctx, conn, network, name)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
@@ -83,7 +113,7 @@ func (p *pool) dial(ctx context.Context) (*server, error) {
 }
 
 // encrypt asks for TLS as configured.
-func (p *pool) encrypt(ctx context.Context, conn net.Conn, network string, db *Database, turn int) (net.Conn, error) {
+func (p *pool) encrypt(ctx context.Context, conn net.Conn, network, host string) (net.Conn, error) {
 	t := p.b.config().ServerTLS
 	if t.Mode == TLSDisable || t.Mode == TLSAllow || network == "unix" {
 		return conn, nil
@@ -106,7 +136,7 @@ func (p *pool) encrypt(ctx context.Context, conn net.Conn, network string, db *D
 		return nil, errors.New("server does not offer TLS")
 	}
 	raw := &rawConn{Conn: conn}
-	tc := tls.Client(raw, t.clientConfig(db.host(turn)))
+	tc := tls.Client(raw, t.clientConfig(host))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, err
@@ -133,14 +163,6 @@ func (t TLS) clientConfig(host string) *tls.Config {
 		cfg.InsecureSkipVerify = true
 	}
 	return cfg
-}
-
-// host returns the name of the n-th server's host.
-func (d Database) host(n int) string {
-	if len(d.Hosts) == 0 {
-		return "localhost"
-	}
-	return d.Hosts[n%len(d.Hosts)]
 }
 
 // logIn shakes hands with PostgreSQL up to its first Z.
@@ -322,5 +344,5 @@ func (p *pool) dialCancel(ctx context.Context, s *server) (net.Conn, error) {
 		return conn, nil
 	}
 	host, _, _ := net.SplitHostPort(s.target)
-	return p.encrypt(ctx, conn, network, &Database{Hosts: []string{host}}, 0)
+	return p.encrypt(ctx, conn, network, host)
 }

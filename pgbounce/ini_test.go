@@ -212,7 +212,7 @@ func TestINISyntax(t *testing.T) {
 		{"Unsupported", "[pgbouncer]\npkt_buf=8192\nmax_client_conn=5", 5, 1},
 		{"OpenSSLCiphers", "[pgbouncer]\nclient_tls_ciphers=HIGH:!aNULL\nmax_client_conn=5", 5, 1},
 		{"GoCiphers", "[pgbouncer]\nclient_tls_ciphers=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256\nmax_client_conn=5", 5, 0},
-		{"UnsupportedParameter", "[databases]\na=host=x load_balance_hosts=disable target_session_attrs=any\n[pgbouncer]\nmax_client_conn=5", 5, 1},
+		{"UnsupportedParameter", "[databases]\na=host=x load_balance_hosts=disable target_session_attrs=read-write\n[pgbouncer]\nmax_client_conn=5", 5, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -18,12 +18,27 @@ func (b *Bouncer) janitor() {
 			return
 		case <-tick.C:
 		}
+		b.openMinimums()
 		for _, p := range b.allPools() {
 			p.stats.tick(b.clock())
 			p.tidy()
 		}
 		b.tidyClients()
+		b.tidyDatabases()
 		b.growLoops()
+	}
+}
+
+// openMinimums makes the pools that have servers before they have clients.
+func (b *Bouncer) openMinimums() {
+	cfg := b.config()
+	for name, db := range cfg.Databases {
+		if name == "*" || db.User == "" || size(db.MinPoolSize, cfg.MinPoolSize) == 0 {
+			continue
+		}
+		if d := b.database(name); d != nil {
+			b.poolOf(d, db.User, credentials{})
+		}
 	}
 }
 
@@ -46,7 +61,7 @@ func (p *pool) tidy() {
 	idle := slices.Clone(p.idle)
 	least := p.leastLocked()
 	for _, s := range idle {
-		tooOld := s.lifetime > 0 && now-s.connected > s.lifetime || s.epoch != p.epoch.Load()
+		tooOld := s.old(now) || s.epoch != p.epoch.Load()
 		idles := cfg.ServerIdleTimeout > 0 && now-s.idleSince > cfg.ServerIdleTimeout && len(p.all)-len(old) > least
 		if tooOld || idles {
 			old = append(old, s)
@@ -154,6 +169,42 @@ func (b *Bouncer) tidyClients() {
 			}
 		})
 	}
+}
+
+// tidyDatabases forgets databases that nobody has listed and nobody uses.
+func (b *Bouncer) tidyDatabases() {
+	limit, now := b.config().AutoDatabaseTimeout, b.clock()
+	if limit == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for name, d := range b.databases {
+		switch {
+		case !d.auto || d.paused.Load() || d.disabled.Load():
+		case d.inUseLocked():
+			d.usedAt = now
+		case now-d.usedAt > limit:
+			delete(b.databases, name)
+		}
+	}
+}
+
+// inUseLocked tells whether a database has clients or servers, or clients of
+// others that wait for one. The caller holds the Bouncer's lock.
+func (d *database) inUseLocked() bool {
+	if d.clients > 0 || d.servers > 0 {
+		return true
+	}
+	for _, p := range d.pools {
+		p.mu.Lock()
+		waiting := p.waiters > 0
+		p.mu.Unlock()
+		if waiting {
+			return true
+		}
+	}
+	return false
 }
 
 // growLoops starts one more loop if those there have hardly slept, and this

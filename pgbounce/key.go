@@ -120,7 +120,7 @@ var iniKeys = slices.Concat(sortedKeys(
 			func(f *File) *string { return &f.Config.Auth.Type }).
 			loaded(func(f *File) error { return cmp.Or(f.loadSecrets(), f.loadHBA()) }).noted("`ldap` and `pam` are an error"),
 		textKey("auth_user", "", func(f *File) *string { return &f.Config.Auth.User }),
-		noKey("autodb_idle_timeout", "3600", "an idle database costs next to nothing and is kept"),
+		secondsKey("autodb_idle_timeout", "3600", func(f *File) *time.Duration { return &f.Config.AutoDatabaseTimeout }),
 		secondsKey("cancel_wait_timeout", "10", func(f *File) *time.Duration { return &f.Config.CancelWaitTimeout }),
 		secondsKey("client_idle_timeout", "0", func(f *File) *time.Duration { return &f.Config.ClientIdleTimeout }),
 		secondsKey("client_login_timeout", "60", func(f *File) *time.Duration { return &f.Config.ClientLoginTimeout }),
@@ -128,7 +128,7 @@ var iniKeys = slices.Concat(sortedKeys(
 		curveKey("client_tls_ecdhcurve", func(f *File) *tlsFiles { return &f.clientFiles }).loaded((*File).loadClientTLS),
 		textKey("conffile", "", func(f *File) *string { return &f.Path }),
 		numberKey("default_pool_size", "20", 1, func(f *File) *int { return &f.Config.PoolSize }),
-		noKey("disable_pqexec", "0", "simple queries are always let through").stays(),
+		boolKey("disable_pqexec", "0", func(f *File) *bool { return &f.Config.DisablePQExec }).stays(),
 		noKey("dns_max_ttl", "15", noResolver),
 		noKey("dns_nxdomain_ttl", "15", noResolver),
 		noKey("dns_zone_check_period", "0", noResolver),
@@ -140,7 +140,8 @@ var iniKeys = slices.Concat(sortedKeys(
 		portKey("listen_port", "6432", func(f *File) *int { return &f.Port }).stays(),
 		logKey("log_connections", func(f *File) *bool { return &f.quietConnects }),
 		logKey("log_disconnections", func(f *File) *bool { return &f.quietDisconnects }),
-		noKey("log_pooler_errors", "1", "they are in the line that tells why a client was disconnected"),
+		notKey("log_pooler_errors", "1", func(f *File) *bool { return &f.Config.QuietErrors }).
+			noted("they are in the line that tells why a client was disconnected, which is left out only if `log_disconnections` is 0 too"),
 		boolKey("log_stats", "1", func(f *File) *bool { return &f.LogStats }),
 		textKey("logfile", "", func(f *File) *string { return &f.LogFile }),
 		noKey("login_notify_message", "", "there is no welcome"),
@@ -155,7 +156,7 @@ var iniKeys = slices.Concat(sortedKeys(
 		peerIDKey("peer_id").stays(),
 		textKey("pidfile", "", func(f *File) *string { return &f.PIDFile }).stays(),
 		noKey("pkt_buf", "4096", noBuffers).stays(),
-		noKey("pool_idle_timeout", "0", "an idle pool costs next to nothing and is kept"),
+		noKey("pool_idle_timeout", "0", "a pool without servers costs next to nothing and is kept, with its counts"),
 		modeKey("pool_mode", "session", func(f *File) *Mode { return &f.Config.Mode }),
 		secondsKey("query_timeout", "0", func(f *File) *time.Duration { return &f.Config.QueryTimeout }),
 		wholeSecondsKey("query_wait_notify", "5", func(f *File) *time.Duration { return &f.Config.QueryWaitNotify }),
@@ -209,12 +210,12 @@ var iniKeys = slices.Concat(sortedKeys(
 	rangeKey("loops", "0", 0, 1024, func(f *File) *int { return &f.Config.Loops }).stays().
 		noted("threads that forward, 0 for as many as there are cores"),
 	textKey("metrics_addr", "", func(f *File) *string { return &f.MetricsAddr }).stays().
-		checked(checkAddr).noted("where metrics are served, as host:port"),
+		checked(checkAddr).noted("where /metrics and /healthz are served by HTTP, to whoever asks, as host:port"),
 	pinsKey("pins", "warn").noted("what becomes of SQL that outlives its transaction: `warn`, `server`, `refuse`, `ignore`"),
 	secondsKey("recover_timeout", "5", func(f *File) *time.Duration { return &f.Config.RecoverTimeout }).
 		noted("how long a server may take that lost its client in a query, 0 to close it at once"),
 	textKey("shard_catalog", "", func(f *File) *string { return &f.ShardCatalog }).stays().
-		hidden().noted("the DSN of the catalog of shards"),
+		hidden().noted("the DSN of the catalog of shards, whose nodes become databases of that name"),
 ))
 
 func sortedKeys(lists ...[]iniKey) []iniKey {
@@ -373,6 +374,21 @@ func boolKey(name, def string, field func(*File) *bool) iniKey {
 		},
 		get: func(f *File) string { return zeroOne(*field(f)) },
 	}
+}
+
+// notKey is a bool that is the other way round in the field.
+func notKey(name, def string, field func(*File) *bool) iniKey {
+	k := boolKey(name, def, field)
+	set := k.set
+	k.set = func(f *File, value string) error {
+		err := set(f, value)
+		if err == nil {
+			*field(f) = !*field(f)
+		}
+		return err
+	}
+	k.get = func(f *File) string { return zeroOne(!*field(f)) }
+	return k
 }
 
 func zeroOne(b bool) string {

@@ -21,9 +21,9 @@ func (b *Bouncer) serve(conn net.Conn, inProcess bool) {
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, fatal("08P01", "client_login_timeout"))
 		defer cancel()
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	bare := conn
+	stop := context.AfterFunc(ctx, func() { _ = bare.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
 	s, err := b.readStartup(conn)
 	if err == nil && s.cancel != nil {
 		b.serveCancel(ctx, s)
@@ -211,6 +211,9 @@ func (b *Bouncer) seat(d *database, user string) (release func(), err error) {
 	cfg := b.config()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.databases[d.name] != d {
+		return nil, fatal("57P01", "database removed")
+	}
 	if limit := size(d.config().MaxClients, cfg.MaxDatabaseClients); limit > 0 && d.clients >= limit {
 		return nil, fatal("53300", "client connections exceeded (max_db_client_connections)")
 	}
@@ -261,7 +264,7 @@ func (b *Bouncer) forwardCancel(ctx context.Context, key cancelKey) {
 	if !ok || id == cfg.PeerID {
 		return
 	}
-	network, addr := Database{Hosts: []string{peer.Host}, Port: peer.Port}.address(0)
+	network, addr, _ := Database{Port: peer.Port}.address(peer.Host)
 	conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
 	if err != nil {
 		return

@@ -322,6 +322,13 @@ func (b *Bouncer) logClient(c *client, what string) {
 	}
 }
 
+// logError logs why a client is disconnected.
+func (b *Bouncer) logError(c *client, why string) {
+	if cfg := b.config(); !cfg.QuietConnections || !cfg.QuietErrors {
+		b.log().Warn("pgbounce: client closing because: "+why, "client", c.id, "database", c.database, "user", c.user, "addr", c.addr.String())
+	}
+}
+
 func (b *Bouncer) logServer(s *server, what string) {
 	if !b.config().QuietConnections {
 		b.log().Info("pgbounce: server "+what, "server", s.id, "database", s.pool.db.name, "user", s.pool.as, "addr", s.target)
@@ -329,7 +336,7 @@ func (b *Bouncer) logServer(s *server, what string) {
 }
 
 func (b *Bouncer) logLogin(conn net.Conn, s *startup, why string) {
-	if b.config().QuietConnections {
+	if cfg := b.config(); cfg.QuietConnections && cfg.QuietErrors {
 		return
 	}
 	user, database := "", ""

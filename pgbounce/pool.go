@@ -166,7 +166,7 @@ func (p *pool) leave(c *client) bool {
 func (p *pool) give(s *server) {
 	now := s.loop.now
 	p.mu.Lock()
-	old := s.dead || p.closed || p.replication != "" && s.used || s.epoch != p.epoch.Load() || s.lifetime > 0 && now-s.connected > s.lifetime || p.db.yields(p)
+	old := s.dead || p.closed || p.replication != "" && s.used || s.epoch != p.epoch.Load() || s.old(now) || p.db.yields(p)
 	if old {
 		p.mu.Unlock()
 		p.expire(s)
@@ -332,14 +332,19 @@ func (p *pool) lose(s *server) {
 // sizeLocked returns how many servers the pool may have now.
 func (p *pool) sizeLocked() int {
 	cfg := p.b.config()
-	db := p.db.config()
-	u := cfg.Users[p.user]
-	n := size(u.PoolSize, db.PoolSize, cfg.PoolSize)
-	if reserve := size(u.ReservePoolSize, db.ReservePoolSize, cfg.ReservePoolSize); reserve > 0 && p.first != nil && cfg.ReservePoolTimeout > 0 &&
+	n, reserve := p.sizes()
+	if reserve > 0 && p.first != nil && cfg.ReservePoolTimeout > 0 &&
 		p.b.clock()-p.first.waiter.since > cfg.ReservePoolTimeout {
 		n += reserve
 	}
 	return n
+}
+
+// sizes returns how many servers the pool may have, and how many more in need.
+func (p *pool) sizes() (normal, reserve int) {
+	cfg, db := p.b.config(), p.db.config()
+	u := cfg.Users[p.user]
+	return size(u.PoolSize, db.PoolSize, cfg.PoolSize), size(u.ReservePoolSize, db.ReservePoolSize, cfg.ReservePoolSize)
 }
 
 // maxOpening is how many servers of a pool log in at the same time.
@@ -443,6 +448,17 @@ func (p *pool) connect(ctx context.Context) error {
 	<-done
 	p.grow()
 	return nil
+}
+
+// once is the lifetime of a server that is closed after its first use.
+const once = time.Duration(1)
+
+// old tells whether the server has lived for long enough.
+func (s *server) old(now time.Duration) bool {
+	if s.lifetime == once {
+		return s.used
+	}
+	return s.lifetime > 0 && now-s.connected > s.lifetime
 }
 
 func (p *pool) lifetime() time.Duration {

@@ -72,6 +72,12 @@ func (t *statements) release(s *statement) {
 	}
 }
 
+func (t *statements) len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.byBody)
+}
+
 // text returns the SQL of a Parse's body.
 func text(body []byte) []byte {
 	for i, c := range body {

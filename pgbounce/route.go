@@ -1,6 +1,7 @@
 package pgbounce
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"strings"
@@ -31,49 +32,70 @@ const (
 // A localCommand sets a route. No server sees it.
 type localCommand struct{ name, value string }
 
+// maxLocal is the longest command that is looked at.
+const maxLocal = 1024
+
+const space = " \t\r\n"
+
 // localCommandOf reads SET pgbounce.x = y, SET pgbounce.x TO y and RESET
 // pgbounce.x, and returns nil for all other SQL.
 func localCommandOf(sql []byte) *localCommand {
-	if len(sql) < 8 || len(sql) > 256 || !prefix(sql, "set") && !prefix(sql, "reset") {
+	sql = bytes.TrimLeft(sql, space)
+	if len(sql) < 8 || len(sql) > maxLocal || !prefix(sql, "set") && !prefix(sql, "reset") {
 		return nil // nearly always
 	}
-	words := strings.Fields(strings.TrimRight(string(sql), "; \t\r\n"))
-	if len(words) < 2 {
-		return nil
+	verb, rest := cutWord(strings.TrimRight(string(sql), ";"+space))
+	name, rest := cutWord(rest)
+	if strings.EqualFold(name, "session") {
+		name, rest = cutWord(rest)
 	}
-	rest := strings.Join(words[1:], " ")
-	switch strings.ToLower(words[0]) {
-	case "reset":
-		if name := strings.ToLower(rest); name == shardParameter || name == readOnlyParameter {
-			return &localCommand{name: name}
+	name = strings.ToLower(name)
+	switch {
+	case name != shardParameter && name != readOnlyParameter:
+	case strings.EqualFold(verb, "reset") && rest == "":
+		return &localCommand{name: name}
+	case strings.EqualFold(verb, "set"):
+		value, ok := strings.CutPrefix(rest, "=")
+		if !ok {
+			var to string
+			to, value = cutWord(rest)
+			ok = strings.EqualFold(to, "to")
 		}
-	case "set":
-		rest = strings.TrimPrefix(strings.TrimPrefix(rest, "session "), "SESSION ")
-		i := strings.IndexAny(rest, "= ")
-		if i < 0 {
-			return nil
+		if value, ok = literal(strings.TrimLeft(value, space), ok); ok {
+			return &localCommand{name: name, value: value}
 		}
-		name := strings.ToLower(rest[:i])
-		if name != shardParameter && name != readOnlyParameter {
-			return nil
-		}
-		value := strings.TrimLeft(rest[i:], "= ")
-		if len(value) > 3 && strings.EqualFold(value[:3], "to ") {
-			value = value[3:]
-		}
-		value = strings.Trim(strings.TrimSpace(value), "'\"")
-		if strings.EqualFold(value, "default") {
-			value = ""
-		}
-		return &localCommand{name: name, value: value}
 	}
 	return nil
+}
+
+// cutWord returns the first word, and what follows it.
+func cutWord(s string) (word, rest string) {
+	s = strings.TrimLeft(s, space)
+	end := strings.IndexAny(s, "="+space)
+	if end < 0 {
+		end = len(s)
+	}
+	return s[:end], strings.TrimLeft(s[end:], space)
+}
+
+// literal returns what a value in SQL stands for, if it is one value.
+func literal(s string, ok bool) (string, bool) {
+	switch {
+	case !ok || s == "":
+		return "", false
+	case s[0] == '\'' || s[0] == '"':
+		value, rest, err := unquote(s[1:], s[0])
+		return value, err == nil && rest == ""
+	case strings.EqualFold(s, "default"):
+		return "", true
+	}
+	return s, !strings.ContainsAny(s, "'\";,"+space)
 }
 
 // statement returns what PostgreSQL prepares in the command's place: it has no
 // effect there.
 func (l *localCommand) statement() string {
-	return standIn + l.name + "=" + strings.ReplaceAll(l.value, "'", "") + "'\x00\x00\x00"
+	return standIn + l.name + "=" + strings.ReplaceAll(l.value, "'", "''") + "'\x00\x00\x00"
 }
 
 const standIn = "set pgbounce.nothing to '"
@@ -84,7 +106,11 @@ func standsFor(sql []byte) *localCommand {
 	if !ok {
 		return nil
 	}
-	name, value, _ := strings.Cut(strings.TrimSuffix(what, "'"), "=")
+	what, _, err := unquote(what, '\'')
+	if err != nil {
+		return nil
+	}
+	name, value, _ := strings.Cut(what, "=")
 	return &localCommand{name: name, value: value}
 }
 
@@ -97,10 +123,18 @@ func (l *localCommand) apply(c *client) {
 	}
 }
 
-// target returns the pool for the client's next transaction.
-func (c *client) target() (*pool, *wireError) {
+// target returns the pool for the client's next transaction, which p begins.
+func (c *client) target(p []byte) (*pool, *wireError) {
 	if c.route.shard == "" && !c.route.readOnly {
 		return c.pool, nil
+	}
+	if p[0] == 'P' {
+		// A command that leads away from a shard that is not there must get
+		// through.
+		_, sql, _ := cstring(p[headerSize:])
+		if localCommandOf(text(sql)) != nil {
+			return c.pool, nil
+		}
 	}
 	node, err := c.node()
 	if err != nil {
@@ -115,12 +149,12 @@ func (c *client) target() (*pool, *wireError) {
 
 // node returns the name of the database that a route leads to.
 func (c *client) node() (string, error) {
+	if c.route.shard == "" {
+		return cmp.Or(c.pool.db.config().ReadOnly, c.database), nil
+	}
 	router := c.b.config().Router
-	switch {
-	case router != nil:
-		return router.Node(c.database, c.route.shard, c.route.readOnly)
-	case c.route.shard != "":
+	if router == nil {
 		return "", fmt.Errorf("shard %q: no shards are configured", c.route.shard)
 	}
-	return cmp.Or(c.pool.db.config().ReadOnly, c.database), nil
+	return router.Node(c.database, c.route.shard, c.route.readOnly)
 }

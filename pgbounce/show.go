@@ -152,6 +152,9 @@ func (c *console) showPools() {
 // balance is how servers are spread over several hosts.
 func (d Database) balance() any {
 	if len(d.Hosts) > 1 {
+		if d.Failover {
+			return "disable"
+		}
 		return "round-robin"
 	}
 	return nil

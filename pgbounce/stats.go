@@ -21,6 +21,9 @@ type Stats struct {
 	// Loops is how many threads forward.
 	Loops int
 
+	// PreparedStatements are those of all clients that differ.
+	PreparedStatements int
+
 	// Paused and Suspended tell whether Pause of all databases or Suspend is
 	// in force.
 	Paused    bool
@@ -39,6 +42,11 @@ type DatabaseStats struct {
 	Database string
 	Paused   bool
 	Disabled bool
+
+	// MaxServers and MaxClients are its limits, 0 for none.
+	MaxServers int
+	MaxClients int
+
 	Counters
 	Gauges
 	Histograms
@@ -50,6 +58,12 @@ type PoolStats struct {
 	Database string
 	User     string
 	Mode     Mode
+
+	// PoolSize is how many servers it has at most, and ReservePoolSize how many
+	// more if clients have waited for long.
+	PoolSize        int
+	ReservePoolSize int
+
 	Counters
 	Gauges
 	Histograms
@@ -104,7 +118,7 @@ func (b *Bouncer) Stats() Stats {
 	cfg := b.config()
 	b.mu.Lock()
 	s := Stats{
-		Clients: int(b.clientCount.Load()), MaxClients: cfg.MaxClients, Loops: len(b.loops),
+		Clients: int(b.clientCount.Load()), MaxClients: cfg.MaxClients, Loops: len(b.loops), PreparedStatements: b.statements.len(),
 		Paused: b.paused.Load(), Suspended: b.suspended.Load(), Consoles: b.consoles.count(),
 	}
 	s.Logins = max(s.Clients-len(b.clients)-s.Consoles, 0)
@@ -115,7 +129,10 @@ func (b *Bouncer) Stats() Stats {
 	at := map[string]int{}
 	for name, d := range b.databases {
 		at[name] = len(s.Databases)
-		s.Databases = append(s.Databases, DatabaseStats{Database: name, Paused: d.paused.Load(), Disabled: d.disabled.Load()})
+		s.Databases = append(s.Databases, DatabaseStats{
+			Database: name, Paused: d.paused.Load(), Disabled: d.disabled.Load(),
+			MaxServers: size(d.config().MaxServers, cfg.MaxDatabaseServers), MaxClients: size(d.config().MaxClients, cfg.MaxDatabaseClients),
+		})
 	}
 	b.mu.Unlock()
 	for _, p := range b.allPools() {
@@ -130,7 +147,10 @@ func (b *Bouncer) Stats() Stats {
 		d.Histograms.add(histograms)
 		n := len(s.Pools) - 1
 		if n < 0 || s.Pools[n].Database != p.db.name || s.Pools[n].User != p.user {
-			s.Pools = append(s.Pools, PoolStats{Database: p.db.name, User: p.user, Mode: p.mode})
+			normal, reserve := p.sizes()
+			s.Pools = append(s.Pools, PoolStats{
+				Database: p.db.name, User: p.user, Mode: p.mode, PoolSize: normal, ReservePoolSize: reserve,
+			})
 			n++
 		}
 		own := &s.Pools[n]

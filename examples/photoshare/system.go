@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/bradfitz/gomemcache/memcache"
@@ -18,6 +19,7 @@ import (
 	"github.com/shardgram/shardgram/examples/photoshare/blob"
 	"github.com/shardgram/shardgram/examples/photoshare/store"
 	"github.com/shardgram/shardgram/internal/localserver"
+	"github.com/shardgram/shardgram/pgbounce"
 	"github.com/shardgram/shardgram/shard"
 )
 
@@ -34,6 +36,8 @@ type system struct {
 	memcached *localserver.Memcached
 
 	catalog *shard.PostgresCatalog
+	pooler  *pgbounce.Bouncer
+	serving sync.WaitGroup // of the pooler
 	cluster *shard.Cluster
 	rdb     *redis.Client
 	blobs   *blob.Dir
@@ -110,6 +114,9 @@ func startSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.startPooler(cfg); err != nil {
+		return nil, err
+	}
 	if err := s.openShards(ctx); err != nil {
 		return nil, err
 	}
@@ -162,15 +169,18 @@ func (s *system) openShards(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	err = shard.Init(ctx, s.catalog, shard.InitConfig{Shards: shards, Nodes: []shard.Node{
-		{Name: "pg_1", DSN: s.postgres[0].DSN("postgres")},
-		{Name: "pg_2", DSN: s.postgres[1].DSN("postgres")},
-	}})
-	if err != nil {
+	if err := shard.Init(ctx, s.catalog, shard.InitConfig{Shards: shards, Nodes: s.nodes()}); err != nil {
 		return err
 	}
-	s.cluster, err = shard.Open(ctx, s.catalog, shard.Config{})
+	s.cluster, err = shard.Open(ctx, s.catalog, s.throughPooler())
 	return err
+}
+
+func (s *system) nodes() []shard.Node {
+	return []shard.Node{
+		{Name: "pg_1", DSN: s.postgres[0].DSN("postgres")},
+		{Name: "pg_2", DSN: s.postgres[1].DSN("postgres")},
+	}
 }
 
 // Close closes the store and stops the servers, and waits for both.
@@ -187,6 +197,10 @@ func (s *system) Close() error {
 	}
 	if s.cluster != nil {
 		errs = append(errs, s.cluster.Close())
+	}
+	if s.pooler != nil {
+		errs = append(errs, s.pooler.Close())
+		s.serving.Wait()
 	}
 	if s.catalog != nil {
 		errs = append(errs, s.catalog.Close())

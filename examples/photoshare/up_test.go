@@ -139,9 +139,9 @@ func listens(addr string) bool {
 	return err == nil
 }
 
-// allGone waits until none of the four servers listens any more.
+// allGone waits until neither the four servers nor the pooler listen any more.
 func (p *program) allGone(t *testing.T) {
-	require.Len(t, p.servers(), 4, p.output())
+	require.Len(t, p.servers(), 5, p.output())
 	p.noneLeft(t)
 }
 

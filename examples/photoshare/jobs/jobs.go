@@ -44,7 +44,8 @@
 //
 // A job is one statement of the transaction to store, and two more to run,
 // which River does for many jobs at once; each cursor is one more. A process
-// keeps at most 4 connections to each node, one of which listens.
+// keeps at most 4 connections to each node, one of which listens: the DSNs in the
+// catalog must not lead to a pooler in transaction mode.
 //
 // # Failure behaviour
 //

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,10 +24,11 @@ type process struct {
 	log     *slog.Logger
 	logs    *logs
 	bouncer *pgbounce.Bouncer
+	nodes   *nodes         // of the catalog of shards, nil without one
 	console chan os.Signal // what a SHUTDOWN of the console stands for
 
 	tasks    sync.WaitGroup // of signals that take their time
-	stopping bool           // a TERM or INT has come
+	stopping atomic.Bool    // a TERM or INT has come
 
 	mu   sync.Mutex // signals and the console change the file
 	file pgbounce.File
@@ -51,7 +53,11 @@ func serve(ctx context.Context, o options, f pgbounce.File, stderr io.Writer, si
 	if os.Getuid() == 0 {
 		p.log.Warn("pgbounce: running as root: set user, or use -u")
 	}
-	if p.bouncer, err = pgbounce.New(p.file.Config); err != nil {
+	if p.nodes, err = openNodes(ctx, f.ShardCatalog); err != nil {
+		return err
+	}
+	defer p.nodes.close()
+	if err := p.configure(p.file.Config); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.bouncer.Close()) }()
@@ -61,6 +67,11 @@ func serve(ctx context.Context, o options, f pgbounce.File, stderr io.Writer, si
 		return err
 	}
 	defer closeAll(listeners)
+	stopMetrics, err := p.serveMetrics(ctx, &f)
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
 	if err := writePID(f.PIDFile); err != nil {
 		return err
 	}
@@ -79,6 +90,9 @@ func serve(ctx context.Context, o options, f pgbounce.File, stderr io.Writer, si
 		p.log.Info("pgbounce: listening", "addr", l.Addr().String())
 		serving.Go(func() { served <- p.bouncer.Serve(ctx, l) })
 	}
+	if p.nodes != nil {
+		serving.Go(func() { p.followNodes(ctx) })
+	}
 	p.log.Info("pgbounce: process up", "version", version(), "pid", os.Getpid())
 	ready.done()
 	tellSystemd("READY=1")
@@ -90,15 +104,16 @@ func (p *process) attend(ctx context.Context, signals <-chan os.Signal, served <
 	var failed error
 	drained := make(chan error, 1)
 	statistics := p.ticker()
+	last, lastAt := p.bouncer.Stats(), time.Now()
 	defer func() { statistics.Stop() }()
-	for left > 0 || p.stopping {
+	for left > 0 || p.stopping.Load() {
 		select {
 		case <-ctx.Done():
 			p.log.Info("pgbounce: fast exit")
 			return nil
 		case err := <-served:
 			left--
-			if !p.stopping && !errors.Is(err, pgbounce.ErrClosed) {
+			if !p.stopping.Load() && !errors.Is(err, pgbounce.ErrClosed) {
 				p.log.Error("pgbounce: a listener has failed", "error", err)
 				failed = errors.Join(failed, err)
 			}
@@ -106,7 +121,9 @@ func (p *process) attend(ctx context.Context, signals <-chan os.Signal, served <
 			p.log.Info("pgbounce: all have left")
 			return err
 		case <-statistics.C:
-			p.log.Info("pgbounce: stats")
+			now, at := p.bouncer.Stats(), time.Now()
+			p.log.Info("pgbounce: " + statsLine(last, now, at.Sub(lastAt)))
+			last, lastAt = now, at
 		case s := <-p.console:
 			if p.signalled(ctx, s, drained) {
 				return failed
@@ -153,7 +170,7 @@ func (p *process) signalled(ctx context.Context, s os.Signal, drained chan<- err
 			p.log.Error("pgbounce: not resumed", "error", err)
 		}
 	case syscall.SIGTERM, syscall.SIGINT:
-		if p.stopping {
+		if p.stopping.Load() {
 			p.log.Info("pgbounce: got a second signal while shutting down, fast exit")
 			return true
 		}
@@ -173,7 +190,7 @@ func (p *process) signalled(ctx context.Context, s os.Signal, drained chan<- err
 
 // drain lets nobody in any more, and waits for those who are.
 func (p *process) drain(ctx context.Context, wait func(context.Context) error, drained chan<- error) {
-	p.stopping = true
+	p.stopping.Store(true)
 	tellSystemd("STOPPING=1")
 	p.tasks.Go(func() {
 		err := wait(ctx)
@@ -203,7 +220,7 @@ func (p *process) reload(context.Context) error {
 	if err == nil {
 		next = p.configured(next)
 		kept = next.Keep(&p.file)
-		err = p.bouncer.Reload(next.Config)
+		err = p.configure(next.Config)
 	}
 	if err != nil {
 		p.log.Error("pgbounce: not reloaded", "error", err)
@@ -240,7 +257,7 @@ func (p *process) set(key, value string) error {
 	next := p.file
 	err := next.Set(key, value)
 	if err == nil {
-		err = p.bouncer.Reload(next.Config)
+		err = p.configure(next.Config)
 	}
 	if err != nil {
 		return err
