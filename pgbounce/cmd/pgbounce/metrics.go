@@ -19,7 +19,7 @@ import (
 
 // serveMetrics answers /metrics, in the text format of Prometheus, and /healthz
 // until it is stopped. With so_reuseport the address is shared with the process
-// that takes this one's place.
+// that takes this one's place, and left to it once this one shuts down.
 func (p *process) serveMetrics(ctx context.Context, f *pgbounce.File) (stop func(), err error) {
 	if f.MetricsAddr == "" {
 		return func() {}, nil

@@ -291,18 +291,28 @@ func TestTwoProcessesShareAMetricsAddress(t *testing.T) {
 	lines := []string{"so_reuseport = 1", "unix_socket_dir =", "pidfile =", "[pgbounce]", "metrics_addr = " + addr}
 	first := start(t, f.write(t, pg, lines...))
 	first.waitFor(t, up)
-	second := start(t, f.write(t, pg, lines...))
-	second.waitFor(t, up)
 	conn, err := pgx.Connect(t.Context(), f.dsn())
 	require.NoError(t, err)
 	defer conn.Close(context.Background())
+	second := start(t, f.write(t, pg, lines...))
+	second.waitFor(t, up)
 	first.signal(t, syscall.SIGTERM)
-	second.signal(t, syscall.SIGUSR2)
 	first.waitFor(t, "shutting down")
-	eventually(t, func() bool { // whoever is there answers
-		status, _ := scrape(t, "http://"+addr+"/healthz")
-		return status == http.StatusOK
+	eventually(t, func() bool { // the client may have a connection to the first
+		r, err := http.Get("http://" + addr + "/healthz")
+		if err != nil {
+			return false
+		}
+		defer r.Body.Close()
+		return r.StatusCode == http.StatusOK
 	})
+	for range 20 { // and it stays so
+		status, _ := scrape(t, "http://"+addr+"/healthz")
+		require.Equal(t, http.StatusOK, status)
+		http.DefaultClient.CloseIdleConnections()
+	}
+
+	require.True(t, first.runs(), "it has a client")
 
 	// Without so_reuseport the address is taken.
 	third := start(t, newFolder(t).write(t, pg, "[pgbounce]", "metrics_addr = "+addr))

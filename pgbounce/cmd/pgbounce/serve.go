@@ -29,6 +29,7 @@ type process struct {
 
 	tasks    sync.WaitGroup // of signals that take their time
 	stopping atomic.Bool    // a TERM or INT has come
+	yield    func()         // then, so that a process that shares our address answers there, or nil
 
 	mu   sync.Mutex // signals and the console change the file
 	file pgbounce.File
@@ -72,6 +73,9 @@ func serve(ctx context.Context, o options, f pgbounce.File, stderr io.Writer, si
 		return err
 	}
 	defer stopMetrics()
+	if f.ReusePort {
+		p.yield = stopMetrics
+	}
 	if err := writePID(f.PIDFile); err != nil {
 		return err
 	}
@@ -191,6 +195,9 @@ func (p *process) signalled(ctx context.Context, s os.Signal, drained chan<- err
 // drain lets nobody in any more, and waits for those who are.
 func (p *process) drain(ctx context.Context, wait func(context.Context) error, drained chan<- error) {
 	p.stopping.Store(true)
+	if p.yield != nil {
+		p.yield()
+	}
 	tellSystemd("STOPPING=1")
 	p.tasks.Go(func() {
 		err := wait(ctx)
