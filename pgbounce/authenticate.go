@@ -253,13 +253,13 @@ func (b *Bouncer) secretOf(ctx context.Context, s *startup) (text string, known 
 	if s.database == "pgbouncer" {
 		return "", false, nil
 	}
-	d := b.database(s.database)
-	if d == nil {
+	db, ok := cfg.database(s.database)
+	if !ok {
 		return "", false, nil
 	}
-	asker := cmp.Or(d.config().AuthUser, cfg.Auth.User)
+	asker := cmp.Or(db.AuthUser, cfg.Auth.User)
 	if asker == "" {
 		return "", false, nil
 	}
-	return b.authQuery(ctx, d, asker, s.user)
+	return b.authQuery(ctx, s.database, db, asker, s.user)
 }

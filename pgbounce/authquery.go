@@ -22,21 +22,21 @@ type asker struct {
 }
 
 // authQuery asks PostgreSQL for a user's secret.
-func (b *Bouncer) authQuery(ctx context.Context, d *database, as, user string) (text string, known bool, err error) {
-	cfg, db := b.config(), d.config()
-	if name := cmp.Or(db.AuthDatabase, cfg.Auth.Database); name != "" && name != d.name {
-		other := b.database(name)
-		if other == nil {
+func (b *Bouncer) authQuery(ctx context.Context, name string, db Database, as, user string) (text string, known bool, err error) {
+	cfg := b.config()
+	if other := cmp.Or(db.AuthDatabase, cfg.Auth.Database); other != "" && other != name {
+		var ok bool
+		if db, ok = cfg.database(other); !ok {
 			return "", false, fatal("08P01", "bouncer config error")
 		}
-		d, db = other, other.config()
+		name = other
 	}
 	query := cmp.Or(db.AuthQuery, cfg.Auth.Query, defaultAuthQuery)
 	b.mu.Lock()
-	a := b.askers[d.name]
+	a := b.askers[name]
 	if a == nil {
 		a = &asker{}
-		b.askers[d.name] = a
+		b.askers[name] = a
 	}
 	b.mu.Unlock()
 
@@ -45,8 +45,11 @@ func (b *Bouncer) authQuery(ctx context.Context, d *database, as, user string) (
 	for try := 0; ; try++ {
 		fresh := a.conn == nil || a.conn.IsClosed()
 		if fresh {
-			if a.conn, err = b.dialAsker(ctx, d, as); err != nil {
-				b.log().Error("pgbounce: auth_query failed", "database", d.name, "error", err.Error())
+			if a.conn, err = b.dialAsker(ctx, name, db, as); err != nil {
+				b.mu.Lock()
+				delete(b.askers, name) // whoever names databases that are not there leaves none
+				b.mu.Unlock()
+				b.log().Error("pgbounce: auth_query failed", "database", name, "error", err.Error())
 				return "", false, fatal("08P01", "bouncer config error")
 			}
 		}
@@ -59,24 +62,24 @@ func (b *Bouncer) authQuery(ctx context.Context, d *database, as, user string) (
 		}
 		_ = a.conn.Close(ctx)
 		if fresh || try > 0 || ctx.Err() != nil {
-			b.log().Error("pgbounce: auth_query failed", "database", d.name, "error", r.Err.Error())
+			b.log().Error("pgbounce: auth_query failed", "database", name, "error", r.Err.Error())
 			return "", false, fatal("08P01", "bouncer config error")
 		}
 	}
 }
 
 // dialAsker connects to the first of the database's hosts that lets it in.
-func (b *Bouncer) dialAsker(ctx context.Context, d *database, as string) (conn *pgconn.PgConn, err error) {
-	for _, host := range d.config().hosts(0) {
-		if conn, err = b.dialAskerAt(ctx, d, host, as); err == nil || ctx.Err() != nil {
+func (b *Bouncer) dialAsker(ctx context.Context, name string, db Database, as string) (conn *pgconn.PgConn, err error) {
+	for _, host := range db.hosts(0) {
+		if conn, err = b.dialAskerAt(ctx, name, db, host, as); err == nil || ctx.Err() != nil {
 			break
 		}
 	}
 	return conn, err
 }
 
-func (b *Bouncer) dialAskerAt(ctx context.Context, d *database, host, as string) (*pgconn.PgConn, error) {
-	cfg, db := b.config(), d.config()
+func (b *Bouncer) dialAskerAt(ctx context.Context, name string, db Database, host, as string) (*pgconn.PgConn, error) {
+	cfg := b.config()
 	c, err := pgconn.ParseConfig("host=localhost sslmode=disable")
 	if err != nil {
 		return nil, err
@@ -88,7 +91,7 @@ func (b *Bouncer) dialAskerAt(ctx context.Context, d *database, host, as string)
 	if as == db.User && db.Password != "" {
 		c.Password = db.Password
 	}
-	c.Database = cmp.Or(db.Name, d.name)
+	c.Database = cmp.Or(db.Name, name)
 	c.RuntimeParams = map[string]string{"application_name": "pgbounce auth_query"}
 	c.ConnectTimeout = cfg.ServerConnectTimeout
 	c.Fallbacks = nil

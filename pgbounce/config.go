@@ -485,6 +485,15 @@ func (c Config) withDefaults() (Config, error) {
 	return c, c.Auth.check()
 }
 
+// database returns what is configured for a database's name.
+func (c *Config) database(name string) (Database, bool) {
+	db, ok := c.Databases[name]
+	if !ok {
+		db, ok = c.Databases["*"]
+	}
+	return db, ok
+}
+
 // size returns the first that is not 0, and 0 for a negative one.
 func size(values ...int) int { return max(cmp.Or(values...), 0) }
 

@@ -199,8 +199,8 @@ func (b *Bouncer) addDatabaseLocked(name string, cfg Database, auto bool) *datab
 	return d
 }
 
-// poolOf returns the pool of a user.
-func (b *Bouncer) poolOf(d *database, user string, login credentials) *pool {
+// poolOf returns the pool of a user, of the configured mode if it is 0.
+func (b *Bouncer) poolOf(d *database, user string, mode Mode, login credentials) *pool {
 	cfg := d.config()
 	as := user
 	if cfg.User != "" {
@@ -211,7 +211,9 @@ func (b *Bouncer) poolOf(d *database, user string, login credentials) *pool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	mode := b.modeOf(cfg, user)
+	if mode == 0 {
+		mode = b.modeOf(cfg, user)
+	}
 	key := poolKey{user: user, mode: mode}
 	p := d.pools[key]
 	if p == nil {

@@ -74,6 +74,9 @@
 //
 // # Non-guarantees
 //
+// SET pgbounce.shard and pgbounce.read_only count alone in their query, as plain
+// SQL: PostgreSQL takes them elsewhere, such as in set_config, without effect.
+//
 // In transaction mode a server's session is shared: what SQL leaves there beside
 // the tracked parameters, such as a SET of another one, may be met by the next
 // client. SQL's own effects are found by words in its text, so that a function

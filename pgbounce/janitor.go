@@ -37,7 +37,7 @@ func (b *Bouncer) openMinimums() {
 			continue
 		}
 		if d := b.database(name); d != nil {
-			b.poolOf(d, db.User, credentials{})
+			b.poolOf(d, db.User, 0, credentials{})
 		}
 	}
 }

@@ -108,7 +108,7 @@ func (b *Bouncer) logIn(ctx context.Context, s *startup, conn net.Conn, inProces
 	if d.disabled.Load() {
 		return fatal("3D000", "database %s is disabled", s.database)
 	}
-	p := b.poolOf(d, s.user, login)
+	p := b.poolOf(d, s.user, 0, login)
 	if s.replication != "" {
 		p = b.replicationPool(d, p, s.replication)
 	}

@@ -144,7 +144,7 @@ func (c *client) target(p []byte) (*pool, *wireError) {
 	if d == nil {
 		return nil, &wireError{severity: "ERROR", code: "08004", message: "no such database: " + node}
 	}
-	return c.b.poolOf(d, c.user, c.login), nil
+	return c.b.poolOf(d, c.user, c.mode, c.login), nil
 }
 
 // node returns the name of the database that a route leads to.
