@@ -2,7 +2,6 @@ package pgbounce
 
 import (
 	"log/slog"
-	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -21,14 +20,13 @@ type loop struct {
 	poller *poller
 
 	mu    sync.Mutex
-	wires []*wire     // by file descriptor
-	turn  []*wire     // those that have it now
-	fed   atomic.Bool // something was put into memory since it last yielded
-	again []*wire     // those that have more to read, for the next turn
-	tasks []func()    // for the next turn as well
-	spare [][]byte    // empty buffers of heldSize
-	buf   []byte      // for one read
-	out   builder     // for one write
+	wires []*wire  // by file descriptor
+	turn  []*wire  // those that have it now
+	again []*wire  // those that have more to read, for the next turn
+	tasks []func() // for the next turn as well
+	spare [][]byte // empty buffers of heldSize
+	buf   []byte   // for one read
+	out   builder  // for one write
 	now   time.Duration
 	moved *server // the last one that went to another loop
 	depth int     // of links made inside one another
@@ -63,13 +61,6 @@ func (l *loop) run() {
 	begin := time.Now()
 	for {
 		n := l.poller.poll()
-		if n == 0 && l.fed.Load() {
-			// Goroutines wait for what was put into memory. They run on this
-			// thread now, which would keep them waiting while it sleeps.
-			l.fed.Store(false)
-			runtime.Gosched()
-			n = l.poller.poll()
-		}
 		if n == 0 {
 			l.asleep.Store(true)
 			if l.idle() {

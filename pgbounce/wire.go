@@ -123,7 +123,6 @@ func (w *wire) writeRaw(p []byte) error {
 		var err error
 		if w.mem != nil {
 			n, err = w.mem.put(p)
-			w.loop.fed.Store(true)
 		} else {
 			n, err = writeFD(w.fd, p)
 		}
