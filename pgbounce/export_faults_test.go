@@ -44,3 +44,13 @@ func (b *Bouncer) Census() (c Census) {
 	b.cancels.mu.Unlock()
 	return c
 }
+
+// Idle counts the servers that nobody uses.
+func (b *Bouncer) Idle() (n int) {
+	for _, p := range b.allPools() {
+		p.mu.Lock()
+		n += len(p.idle)
+		p.mu.Unlock()
+	}
+	return n
+}

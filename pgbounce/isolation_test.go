@@ -213,9 +213,10 @@ func (c *crowd) check(t *testing.T) {
 		return one[int](t, c.admin, `select count(*) from pg_stat_activity where datname = current_database()
 			and pid <> pg_backend_pid() and state <> 'idle'`) == 0
 	})
-	backends := one[int](t, c.admin, `select count(*) from pg_stat_activity where datname = current_database()
-		and pid <> pg_backend_pid() and backend_type = 'client backend'`)
-	require.Equal(t, c.front.Census().Servers, backends, "servers that nobody knows")
+	eventually(t, "all servers are known", func() bool {
+		return one[int](t, c.admin, `select count(*) from pg_stat_activity where datname = current_database()
+			and pid <> pg_backend_pid() and backend_type = 'client backend'`) == c.front.Census().Servers
+	})
 	mixed := one[int](t, c.admin, `select count(*) from (select from sink group by nonce, size having count(*) <> size) s`)
 	require.Zero(t, mixed, "copies that are not whole, or transactions that nobody has committed")
 }

@@ -27,13 +27,15 @@ type front struct {
 	tcp, unix string
 	folder    string // of the Unix socket
 	log       *journal
+	logger    *slog.Logger // to it
 }
 
 // newFront starts a Bouncer, and sees at the end that it ended well.
-func newFront(t *testing.T, cfg pgbounce.Config) *front {
+func newFront(t testing.TB, cfg pgbounce.Config) *front {
 	t.Helper()
 	f := &front{log: &journal{}}
-	cfg.Log = slog.New(slog.NewTextHandler(f.log, nil))
+	f.logger = slog.New(slog.NewTextHandler(f.log, nil))
+	cfg.Log = f.logger
 	b, err := pgbounce.New(cfg)
 	require.NoError(t, err)
 	f.Bouncer = b
@@ -100,7 +102,7 @@ func (j *journal) tail() string {
 }
 
 // databaseAt returns what stands for a database that is at a DSN.
-func databaseAt(t *testing.T, dsn string) pgbounce.Database {
+func databaseAt(t testing.TB, dsn string) pgbounce.Database {
 	t.Helper()
 	cfg, err := pgx.ParseConfig(dsn)
 	require.NoError(t, err)
@@ -179,7 +181,7 @@ func (f *front) enter(way int, user, database string, pairs ...string) (*talk, e
 	}
 	k := newTalk(conn)
 	a, err := k.logIn(append([]string{"user", user, "database", database}, pairs...)...)
-	if err == nil && len(a.codes) > 0 {
+	if len(a.codes) > 0 {
 		err = fmt.Errorf("login: %s", a)
 	}
 	if err != nil {
@@ -370,7 +372,7 @@ func (f *front) cancel(way int, key []byte) (net.Conn, error) {
 	return conn, nil
 }
 
-// wait reads up to the end of a cancel request.
+// canceled reads up to the end of a cancel request.
 func (f *front) canceled(conn net.Conn) error {
 	defer conn.Close()
 	conn.SetReadDeadline(time.Now().Add(patience))

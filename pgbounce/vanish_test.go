@@ -35,6 +35,7 @@ func TestVanish(t *testing.T) {
 		name  string
 		cfg   pgbounce.Config
 		leave func(t *testing.T, k *talk, admin *pgx.Conn)
+		then  func(t *testing.T, admin *pgx.Conn)
 		lost  bool // the server is
 	}{
 		{name: "Query", leave: func(t *testing.T, k *talk, admin *pgx.Conn) {
@@ -91,11 +92,15 @@ func TestVanish(t *testing.T) {
 		}},
 		{name: "HalfAQuery", leave: func(t *testing.T, k *talk, _ *pgx.Conn) { send(k, t, encode(query("select pg_sleep(60)"))[:12]) }},
 		{
-			name: "CheckingTheServer", cfg: pgbounce.Config{ServerCheckDelay: 1, ServerCheckQuery: "select pg_sleep(0.3)"},
+			name: "CheckingTheServer", cfg: pgbounce.Config{ServerCheckDelay: 1, ServerCheckQuery: "select pg_advisory_xact_lock_shared(1)"},
 			leave: func(t *testing.T, k *talk, admin *pgx.Conn) {
+				one[string](t, admin, "select pg_advisory_lock(1)::text")
 				send(k, t, encode(query("select 1")))
-				asleep(t, admin, 1)
+				eventually(t, "the server is being checked", func() bool {
+					return one[bool](t, admin, "select exists (select from pg_locks where locktype = 'advisory' and not granted)")
+				})
 			},
+			then: func(t *testing.T, admin *pgx.Conn) { one[bool](t, admin, "select pg_advisory_unlock(1)") },
 		},
 		{name: "HalfAMessage", lost: true, leave: func(t *testing.T, k *talk, _ *pgx.Conn) {
 			k.do(t, "begin")
@@ -124,6 +129,9 @@ func TestVanish(t *testing.T) {
 				before := k.pid(t)
 				tt.leave(t, k, admin)
 				require.NoError(t, k.conn.Close())
+				if tt.then != nil {
+					tt.then(t, admin)
+				}
 				began := time.Now()
 				after := f.client(t, way+1)
 				if pid := after.pid(t); tt.lost {
@@ -134,7 +142,9 @@ func TestVanish(t *testing.T) {
 				require.Less(t, time.Since(began), 4*time.Second, "way %d", way)
 				require.Equal(t, "0", after.get(t, "select count(*) from sink"))
 				require.Equal(t, "0", after.get(t, "select count(*) from pg_class where relname = 'vanishing'"))
-				require.Zero(t, one[int](t, admin, "select count(*) from pg_locks where pid = "+before+" and granted and locktype <> 'virtualxid'"))
+				eventually(t, "its locks are free", func() bool {
+					return one[int](t, admin, "select count(*) from pg_locks where pid = "+before+" and granted and locktype <> 'virtualxid'") == 0
+				})
 				after.conn.Close()
 			}
 		})
