@@ -397,7 +397,7 @@ func TestClusterFollowsByHint(t *testing.T) {
 	}
 	place("a")
 	var kept []int
-	require.Eventually(t, func() bool { kept = listeners(); return len(kept) == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { kept = listeners(); return len(kept) == 1 }, 90*time.Second, time.Millisecond)
 	for _, node := range []string{"b", "c", "a"} {
 		place(node)
 	}
