@@ -43,7 +43,7 @@ func (b *Bouncer) serve(conn net.Conn, inProcess bool) {
 		return
 	}
 	if counted {
-		b.clientCount.Add(-1)
+		b.leave()
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, errHandedOver) {
 		err = cause
@@ -72,14 +72,23 @@ func (b *Bouncer) admit(console bool) error {
 		limit += 16 // it is wanted most when all places are taken
 	}
 	if b.clientCount.Add(1) > limit {
-		b.clientCount.Add(-1)
+		b.leave()
 		return fatal("53300", "no more connections allowed (max_client_conn)")
 	}
 	if b.closing.Load() {
-		b.clientCount.Add(-1)
+		b.leave()
 		return fatal("57P01", "pooler is shutting down")
 	}
 	return nil
+}
+
+// leave counts one client less, and tells who waits for the last one.
+func (b *Bouncer) leave() {
+	b.clientCount.Add(-1)
+	select {
+	case b.empty <- struct{}{}:
+	default:
+	}
 }
 
 // logIn lets a client in, or says why not.

@@ -253,11 +253,7 @@ func (b *Bouncer) gone(c *client) {
 	delete(b.clients, c)
 	b.mu.Unlock()
 	c.release()
-	b.clientCount.Add(-1)
-	select {
-	case b.empty <- struct{}{}:
-	default:
-	}
+	b.leave()
 }
 
 // Close ends everything at once: clients are disconnected in the middle of what
