@@ -66,6 +66,36 @@ func TestIsolation(t *testing.T) {
 	eventually(t, "all descriptors are closed", func() bool { return openDescriptors(t) <= descriptors+8 })
 }
 
+// What the checks are for, they see.
+func TestIsolationWouldBeSeen(t *testing.T) {
+	t.Parallel()
+	dsn := testserver.Postgres(t)
+	f := newFront(t, only(t, dsn))
+	c := newCrowd(t, f, dsn, 1)
+	talkOf := func(number int) *member {
+		m := &member{crowd: c, number: number, random: rand.New(rand.NewPCG(1, 1))}
+		require.True(t, m.connected())
+		t.Cleanup(m.leave)
+		return m
+	}
+	one, two := talkOf(1), talkOf(2)
+	// One hears what the other has asked for.
+	one.ask(one.select1())
+	two.ask(two.select1())
+	one.talk, two.talk = two.talk, one.talk
+	one.hear()
+	require.Len(t, c.faults, 2)
+	require.Contains(t, c.faults[0], "a row of somebody else")
+	require.NotEqual(t, pgbounce.Census{}, f.Census())
+	o := &op{}
+	o.add("CZ", query("begin"))
+	for _, a := range []answer{{kinds: "CZCZ"}, {kinds: "Z"}, {kinds: "EZ", codes: []string{"57014"}}} {
+		require.NotEmpty(t, o.judge(a, false))
+	}
+	require.NotEmpty(t, o.judge(answer{kinds: "EZ", codes: []string{"42601"}}, true))
+	require.Empty(t, o.judge(answer{kinds: "EZ", codes: []string{"57014"}}, true))
+}
+
 // openDescriptors counts this process's. The shared PostgreSQL may cost a few.
 func openDescriptors(t *testing.T) int {
 	t.Helper()
@@ -82,7 +112,7 @@ type crowd struct {
 	admin *pgx.Conn
 	users []string
 
-	over                                              atomic.Bool
+	over, failed                                      atomic.Bool
 	asked, rows, canceled, vanished, kills, disturbed atomic.Int64
 	progress                                          []atomic.Int64 // by user
 
@@ -116,6 +146,7 @@ func (c *crowd) wrong(format string, args ...any) {
 		c.faults = append(c.faults, fmt.Sprintf(format, args...))
 	}
 	c.over.Store(true)
+	c.failed.Store(true)
 }
 
 const perGoroutine = 20
@@ -282,7 +313,7 @@ func (m *member) connected() bool {
 		m.crowd.wrong("member %d: %v", m.number, err)
 		return false
 	}
-	k.wait = time.Minute
+	k.wait = 30 * time.Second
 	m.talk, m.named, m.unnamed = k, map[string]bool{}, false
 	m.app = fmt.Sprintf("member %d", m.number)
 	return true
@@ -461,6 +492,10 @@ func (m *member) hear() {
 		return
 	}
 	m.op = nil
+	if m.crowd.failed.Load() {
+		m.leave() // more answers would tell nothing new
+		return
+	}
 	a, err := m.talk.answer(o.readies)
 	m.crowd.rows.Add(int64(len(a.rows)))
 	m.own(a)

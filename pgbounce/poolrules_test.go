@@ -163,13 +163,13 @@ func TestSharedLimits(t *testing.T) {
 		t.Helper()
 		var n [2]atomic.Int64
 		var group gosync.WaitGroup
-		end := time.Now().Add(1500 * time.Millisecond)
+		var over atomic.Bool
 		for i := range 20 {
 			k, err := enter(i)
 			require.NoError(t, err)
-			defer k.conn.Close()
+			t.Cleanup(func() { k.conn.Close() })
 			group.Go(func() {
-				for time.Now().Before(end) {
+				for !over.Load() {
 					if k.write(encode(query("select 1 from pg_sleep(0.005)"))) != nil {
 						return
 					}
@@ -180,12 +180,15 @@ func TestSharedLimits(t *testing.T) {
 				}
 			})
 		}
-		for time.Now().Before(end) {
+		defer group.Wait()
+		defer over.Store(true)
+		// Who came first has all servers at first, until others have logged in.
+		eventually(t, "both go on", func() bool { return min(n[0].Load(), n[1].Load()) > 50 })
+		before := [2]int64{n[0].Load(), n[1].Load()}
+		for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 			require.LessOrEqual(t, f.Census().Places, limit)
-			time.Sleep(time.Millisecond)
 		}
-		group.Wait()
-		return [2]int64{n[0].Load(), n[1].Load()}
+		return [2]int64{n[0].Load() - before[0], n[1].Load() - before[1]}
 	}
 	t.Run("Database", func(t *testing.T) {
 		cfg := only(t, dsn)
@@ -312,7 +315,8 @@ func TestControls(t *testing.T) {
 	require.NoError(t, f.StartLoops(2))
 	cfg.Log = f.logger
 	c := newCrew(t, f, 12)
-	ctx := t.Context()
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
 	pids := func() (all []int) {
 		rows, err := admin.Query(ctx, "select pid from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()")
 		require.NoError(t, err)
@@ -393,6 +397,27 @@ func TestKill(t *testing.T) {
 	require.Equal(t, "admin forced disconnect", k.last(t))
 }
 
+// ends waits for what a method returns.
+func ends(t *testing.T, done <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(patience):
+		t.Fatal("it does not end")
+		return nil
+	}
+}
+
+// letsIn tells whether a client can come in now. It leaves again.
+func (f *front) letsIn(t *testing.T) bool {
+	k, err := f.enter(2, "postgres", "db")
+	if err == nil {
+		require.NoError(t, k.conn.Close())
+	}
+	return err == nil
+}
+
 func TestShutdown(t *testing.T) {
 	t.Parallel()
 	dsn := testserver.Postgres(t)
@@ -403,10 +428,10 @@ func TestShutdown(t *testing.T) {
 		busy.do(t, "begin")
 		done := make(chan error, 1)
 		go func() { done <- f.Shutdown(context.Background()) }()
-		eventually(t, "no more are let in", func() bool { _, err := f.enter(2, "postgres", "db"); return err != nil })
+		eventually(t, "no more are let in", func() bool { return !f.letsIn(t) })
 		require.Equal(t, "1", busy.get(t, "select 1"))
 		busy.do(t, "commit")
-		require.NoError(t, <-done)
+		require.NoError(t, ends(t, done))
 		require.Equal(t, "pooler is shutting down", idle.last(t))
 		require.Equal(t, "pooler is shutting down", busy.last(t))
 	})
@@ -416,7 +441,7 @@ func TestShutdown(t *testing.T) {
 		k := f.client(t, 0)
 		done := make(chan error, 1)
 		go func() { done <- f.ShutdownClients(context.Background()) }()
-		eventually(t, "no more are let in", func() bool { _, err := f.enter(2, "postgres", "db"); return err != nil })
+		eventually(t, "no more are let in", func() bool { return !f.letsIn(t) })
 		require.Equal(t, "1", k.get(t, "select 1"))
 		select {
 		case <-done:
@@ -424,7 +449,7 @@ func TestShutdown(t *testing.T) {
 		default:
 		}
 		k.conn.Close()
-		require.NoError(t, <-done)
+		require.NoError(t, ends(t, done))
 	})
 	t.Run("WithoutPatience", func(t *testing.T) {
 		t.Parallel()
